@@ -169,3 +169,17 @@ def test_without_a_language_model_nothing_is_quantised(tmp_path: Path) -> None:
     make_predictor("lm").save(tmp_path / "blip")
     with pytest.raises(ConfigError, match="only the language model of a BLIP-2"):
         openblip.load(tmp_path / "blip", device="cpu", quantization="8bit")
+
+
+def test_tokens_are_counted_in_the_vocabulary_that_reads_the_texts() -> None:
+    both, language_only = blip2_predictor(("itc", "itm", "itg"), "t5"), blip2_predictor((), "opt")
+    texts = ["a dog", "two blue cars beside a tree"]
+    own = [len(tiny_tokenizer().prompt(text)) + 1 for text in texts]
+    assert both.count_tokens(texts, "embed_texts") == own
+    for predictor in (both, language_only):
+        language = predictor.model.require_language()
+        assert predictor.count_tokens(texts, "answer") == [len(language.tokenizer(text).input_ids) for text in texts]
+    assert both.count_tokens(texts, "answer") != own
+    assert both.count_tokens("a dog " * 600, "match") == [both._max_positions]
+    with pytest.raises(UnsupportedTaskError, match="embed_texts"):
+        language_only.count_tokens(texts, "embed_texts")

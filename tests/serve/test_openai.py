@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import uvicorn
-from fastapi import FastAPI, HTTPException, Request
+from fastapi import FastAPI, HTTPException
 from openai import APIStatusError, OpenAI
 from PIL import Image
 
@@ -17,6 +17,7 @@ import openblip
 from openblip.errors import ImageError
 from openblip.generation.decoding import Beam, Decoding
 from openblip.serve.openai import Message, openai_router, read_messages
+from openblip.serve.worker import EmbedResult, WorkerReply
 
 CAPTIONER, FILTER = "openblip-mini-captioner", "openblip-mini-filter"
 FULL = "full-queue"
@@ -34,18 +35,22 @@ class LocalCalls:
     def default_decoding(self, model: str, call: str) -> Decoding:
         return Beam(num_beams=3, max_new_tokens=20)
 
-    async def read_image(self, image: bytes | str) -> bytes:
-        if isinstance(image, str):
+    async def read_images(self, images: Sequence[bytes | str]) -> list[bytes]:
+        if any(isinstance(image, str) for image in images):
             raise ImageError("URLs are not read")
-        return image
+        return [image for image in images if isinstance(image, bytes)]
 
-    async def call(self, request: Request, model: str, call: str, **arguments: Any) -> Any:
+    async def call(self, model: str, call: str, **arguments: Any) -> WorkerReply:
         if model == FULL:
             raise HTTPException(429, "The queue is full.", {"Retry-After": "1"})
-        return await asyncio.to_thread(getattr(self.predictors[model], call), **arguments)
+        return await asyncio.to_thread(self._answer, self.predictors[model], call, arguments)
 
-    async def count_tokens(self, model: str, texts: Sequence[str]) -> int:
-        return sum(len(text.split()) for text in texts)
+    def _answer(self, predictor: Any, call: str, arguments: Any) -> WorkerReply:
+        if call != "embed":
+            return WorkerReply(result=getattr(predictor, call)(**arguments))
+        images, texts = (arguments[name] or None for name in ("images", "texts"))
+        vectors = EmbedResult(images and predictor.embed_images(images), texts and predictor.embed_texts(texts))
+        return WorkerReply(result=vectors, num_tokens=sum(predictor.count_tokens(texts or [], "embed_texts")))
 
 
 @pytest.fixture(scope="module")

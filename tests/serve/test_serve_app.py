@@ -4,6 +4,7 @@ import asyncio
 import base64
 import io
 import json
+import threading
 from collections.abc import Awaitable, Callable, Generator, Sequence
 from types import SimpleNamespace
 from typing import Any, NamedTuple
@@ -17,11 +18,12 @@ from fastapi import FastAPI
 from ray.exceptions import RayActorError
 
 from openblip import Beam, ConfigError
+from openblip.data.reader import num_cores
 from openblip.predictor.values import ScoredText
 from openblip.serve.app import ModelServer, make_app
 from openblip.serve.config import ServerLimits
 from openblip.serve.openai import openai_router
-from openblip.serve.worker import ModelCall, WorkerReply
+from openblip.serve.worker import EmbedResult, ModelCall, WorkerReply
 
 JSON = ("content-type", "application/json")
 
@@ -48,6 +50,27 @@ class Pending:
         self.task.cancel()
 
 
+class Staying:
+    """The stream of a call to `stay`: the id and the facts of a worker, and then an error when it dies."""
+
+    def __init__(self, worker: "Worker", known: Sequence[str]) -> None:
+        self.worker, self.is_known, self.has_said = worker, worker.name in known, False
+
+    async def __anext__(self) -> tuple[str, dict[str, Any]]:
+        if self.is_known:
+            raise StopAsyncIteration
+        if self.has_said:
+            await self.worker.dead.wait()
+        if self.worker.dead.is_set():
+            raise RayActorError
+        self.has_said = True
+        about = {"dtype": "float32", "device": "cpu", "num_parameters": 1, "answer_decoding": Beam()}
+        return self.worker.name, {"tasks": list(self.worker.tasks), **about}
+
+    def cancel(self) -> None:
+        pass
+
+
 class Worker:
     """A worker's handle. Captions say whose they are and how large the image's file is; `free` holds calls back."""
 
@@ -57,22 +80,7 @@ class Worker:
         self.free.set()
         self.calls: list[ModelCall] = []
         self.cancelled = 0
-        for method in (self._describe, self._stay, self._count_tokens):
-            remote = SimpleNamespace(remote=lambda *given, method=method: Pending(method(*given)))
-            setattr(self, method.__name__[1:], remote)
-
-    async def _describe(self) -> dict[str, Any]:
-        if self.dead.is_set():
-            raise RayActorError
-        about = {"dtype": "float32", "device": "cpu", "num_parameters": 1, "answer_decoding": Beam()}
-        return {"tasks": list(self.tasks), **about}
-
-    async def _stay(self) -> None:
-        await self.dead.wait()
-        raise RayActorError
-
-    async def _count_tokens(self, texts: list[str]) -> int:
-        return len(texts)
+        self.stay = SimpleNamespace(options=lambda stream: SimpleNamespace(remote=lambda known: Staying(self, known)))
 
     def remote(self, call: ModelCall) -> Pending:
         return Pending(self._answer(call))
@@ -92,8 +100,8 @@ class Worker:
                 for image in call.images
             ]
             return WorkerReply(result=texts, num_cached=1, batch_size=2)
-        if call.name == "embed_texts":
-            return WorkerReply(result=torch.ones(len(call.rows["texts"]), 2))
+        if call.name == "embed":
+            return WorkerReply(result=EmbedResult(None, torch.ones(len(call.rows["texts"]), 2)))
         return WorkerReply(error=ConfigError("not this"))
 
 
@@ -144,18 +152,20 @@ class Client:
 
 
 def served(
-    test: Callable[[Client, ModelServer], Awaitable[None]], *workers: Worker, index: Any = None,
-    keys: Sequence[str] = (), **limits: Any,
+    test: Callable[[Client, ModelServer], Awaitable[None]], *workers: Any, index: Any = None,
+    keys: Sequence[str] = (), num_replicas: int = 1, **limits: Any,
 ) -> None:  # fmt: skip
     """Run a test with a server before workers, which have answered once."""
 
     async def run() -> None:
-        server = ModelServer({worker.name: worker for worker in workers}, ServerLimits(**limits), index)
+        handles = {worker.name: worker for worker in workers}
+        server = ModelServer(handles, ServerLimits(**limits), index, num_replicas=num_replicas)
         app = make_app(server, keys=keys, routers=[openai_router(server)])
         async with app.router.lifespan_context(app):
-            while not server.is_ready:
-                await asyncio.sleep(0)
-            await asyncio.wait_for(test(Client(app), server), 60)
+            async with asyncio.timeout(60):
+                while not server.is_ready:
+                    await asyncio.sleep(0)
+                await test(Client(app), server)
 
     asyncio.run(run())
 
@@ -246,6 +256,49 @@ def test_a_dead_worker_is_answered_at_once_and_comes_back() -> None:
     served(test, worker, other)
 
 
+class Replicas:
+    """The handle of a model with several workers: calls go to the next one that lives, as those to stay do."""
+
+    def __init__(self, *workers: Worker) -> None:
+        self.name, self.workers, self.number = "a", workers, 0
+        self.stay = SimpleNamespace(
+            options=lambda stream: SimpleNamespace(remote=lambda known: Staying(self._next(), known))
+        )
+
+    def _next(self) -> Worker:
+        living = [worker for worker in self.workers if not worker.dead.is_set()] or list(self.workers)
+        self.number += 1
+        return living[self.number % len(living)]
+
+    def remote(self, call: ModelCall) -> Pending:
+        return self._next().remote(call)
+
+
+def test_a_model_is_down_when_its_last_worker_has_died() -> None:
+    first, second = Worker("first"), Worker("second")
+
+    async def test(client: Client, server: ModelServer) -> None:
+        await until(lambda: len(server.workers["a"]) == 2)
+        for worker in (first, second):
+            worker.free.clear()
+        calls = [asyncio.ensure_future(client.ask("/caption", {"images": IMAGE})) for _ in range(4)]
+        await until(lambda: len(first.calls) == len(second.calls) == 2)
+        assert (await client.ask("/caption", {"images": IMAGE})).status == 429
+        first.dead.set()
+        await until(lambda: len(server.workers["a"]) == 1)
+        assert (await client.ask("/ready")).status == 200
+        second.free.set()
+        done, held = await asyncio.wait(calls, return_when=asyncio.FIRST_COMPLETED)
+        while len(done) < 2:
+            done, held = await asyncio.wait(calls, timeout=0.01)
+        assert {each.result().status for each in done} == {200}
+        second.dead.set()  # and those of the first, which are held here, do not wait for the next worker
+        assert {(await each).status for each in held} == {503}
+        assert (await client.ask("/ready")).status == 503
+
+    served(test, Replicas(first, second), num_replicas=2, queue=2, batch_size=1)
+
+
 def test_uploads_and_several_models() -> None:
     talker, looker = Worker("talker"), Worker("looker", ["embed_texts", "embed_images"])
 
@@ -268,6 +321,10 @@ def test_uploads_and_several_models() -> None:
         assert (wrong.status, "looker can embed_images" in wrong.body["error"]["message"]) == (422, True)
         unknown = await client.ask("/caption", {"images": IMAGE, "model": "none"})
         assert (unknown.status, "talker, looker" in unknown.body["error"]["message"]) == (422, True)
+        no_form = await client.ask("/caption", b"x", ("content-type", "multipart/form-data"))
+        assert (no_form.status, no_form.body["error"]["type"]) == (422, "invalid")
+        many = await client.ask("/caption", {"images": IMAGE, "prompt": ["a"] * 100, "num_captions": 11})
+        assert (many.status, "1100 texts" in many.body["error"]["message"]) == (422, True)
 
     served(test, talker, looker)
 
@@ -290,10 +347,35 @@ def test_search_asks_the_index() -> None:
         options = {"find": "images", "top": 3, "rerank": 0, "where": "width > 5", "thumbnails": True}
         assert asked == [(("a dog", None), options)]
         assert (await client.ask("/search", {"text": "a dog", "top": 0})).status == 422
+        server.index = SimpleNamespace(search=lambda *query, **options: 1 / 0)
+        broken = await client.ask("/search", {"text": "a dog"})
+        assert (broken.status, broken.body["error"]["type"]) == (500, "internal")
+        assert b'path="/search",status="500"' in (await client.ask("/metrics")).content
         server.index = None
         assert (await client.ask("/search", {"text": "a dog"})).status == 404
 
     served(test, Worker("a"), index=SimpleNamespace(search=search))
+
+
+def test_searches_wait_in_a_queue_that_ends() -> None:
+    free = threading.Event()
+
+    def search(*query: Any, **options: Any) -> list[Any]:
+        free.wait(60)
+        return []
+
+    async def test(client: Client, server: ModelServer) -> None:
+        left = asyncio.Event()
+        asked = [asyncio.ensure_future(client.ask("/search", {"text": "x"}, left=left)) for _ in range(9)]
+        await until(lambda: server.num_searching == 9)
+        assert (await client.ask("/search", {"text": "x"})).status == 429
+        left.set()  # those that have not begun are given up, and nobody waits for the others
+        await asyncio.wait(asked)
+        await until(lambda: server.num_searching <= num_cores())
+        free.set()
+        await until(lambda: server.num_searching == 0)
+
+    served(test, Worker("a"), index=SimpleNamespace(search=search), queue=9)
 
 
 @pytest.mark.parametrize(("path", "kind"), [("/caption", "too_large"), ("/v1/embeddings", "invalid_request_error")])

@@ -186,6 +186,17 @@ class BasePredictor(ABC):
         weights, others = self.model.vision.state_dict(), other.model.vision.state_dict()
         return weights.keys() == others.keys() and all(torch.equal(weights[name], others[name]) for name in weights)
 
+    def count_tokens(self, texts: TextInput, call: str) -> list[int]:
+        """The number of tokens of each text as a call reads it, special tokens included; what the model cuts off is not
+        counted. A language model has a vocabulary of its own. UnsupportedTaskError where `call` is not in `tasks`.
+        """
+        if call not in self.tasks:
+            raise self._unsupported(call)
+        given = values.as_texts(texts, "text")
+        if self._language is not None and call in self.calls_by_head["llm"]:
+            return [len(self._language.tokenizer(text).input_ids) for text in given]
+        return list(map(int, self._tokenize(given, self._text_tokenizer().cls_id).mask.sum(dim=1).tolist()))
+
     # Images: prepared on the CPU, encoded on the device.
 
     def prepare(self, images: ImageInput | Iterable[ImageInput], first: int = 0) -> Tensor:

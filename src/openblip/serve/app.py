@@ -7,11 +7,13 @@
 import asyncio
 import base64
 import contextlib
+import hashlib
 import hmac
 import json
 import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from typing import Any, TypeVar
 
@@ -27,18 +29,20 @@ from starlette.exceptions import HTTPException as StarletteHTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from openblip import Beam, Greedy, Nucleus
+from openblip.data.images import read_image
+from openblip.data.reader import num_cores
 from openblip.errors import ConfigError, ImageError, OpenBlipError
 from openblip.predictor.base import CAPTION_DECODING, CHAT_DECODING
 from openblip.serve import schema
 from openblip.serve.config import ServerLimits
 from openblip.serve.openai import openai_error
-from openblip.serve.worker import ModelCall
+from openblip.serve.worker import ModelCall, WorkerReply
 
 OPEN_PATHS = ("/", "/health", "/ready", "/openapi.json", "/page.css", "/page.js")  # without a key
-RETRY_AFTER = {"Retry-After": "1"}
+RETRY_AFTER, ASK_FOR_KEY = {"Retry-After": "1"}, {"WWW-Authenticate": "Bearer"}
 ERROR_KINDS = {
-    401: "unauthorized", 404: "not_found", 405: "method_not_allowed", 408: "timeout", 413: "too_large",
-    415: "media_type", 422: "invalid", 429: "busy", 503: "unavailable", 504: "timeout",
+    400: "invalid", 401: "unauthorized", 404: "not_found", 405: "method_not_allowed", 408: "timeout", 413: "too_large",
+    415: "media_type", 422: "invalid", 429: "busy", 500: "internal", 503: "unavailable", 504: "timeout",
 }  # fmt: skip
 MAX_NEW_TOKENS, MAX_BEAMS = 512, 16
 logger = logging.getLogger("openblip.serve")
@@ -48,13 +52,19 @@ _Body = TypeVar("_Body", bound=BaseModel)
 class ModelServer:
     """The models that are served: `ModelCalls` of the OpenAI routes, and of the routes here."""
 
-    def __init__(self, handles: Mapping[str, Any], limits: ServerLimits, index: Any = None) -> None:
-        """handles: of the workers, by the name of the model. index: an open `ImageIndex`, for /search."""
-        self.handles, self.limits, self.index = handles, limits, index
+    def __init__(
+        self, handles: Mapping[str, Any], limits: ServerLimits, index: Any = None, *, num_replicas: int = 1
+    ) -> None:
+        """handles: of the deployments, by the name of the model; each has `num_replicas` workers. index: an open
+        `ImageIndex`, for /search.
+        """
+        self.handles, self.limits, self.index, self.num_replicas = handles, limits, index, num_replicas
         self.about: dict[str, dict[str, Any]] = {}  # of models that have answered once
-        self.down: set[str] = set(handles)
+        self.workers: dict[str, dict[str, asyncio.Task[None]]] = {name: {} for name in handles}
+        """The living workers of each model by their ids, with what waits for their death."""
         self.died = {name: asyncio.Event() for name in handles}
         self.is_draining = False
+        self.num_searching, self.search_threads = 0, ThreadPoolExecutor(num_cores())
         self.num_waiting = dict.fromkeys(handles, 0)
         self.registry = registry = CollectorRegistry()
         self.requests = Counter("openblip_requests", "Answered requests", ["path", "status"], registry=registry)
@@ -67,28 +77,47 @@ class ModelServer:
         self.waiting = Gauge("openblip_requests_in_flight", "Requests of a model", ["model"], registry=registry)
 
     async def watch(self) -> None:
-        """Know of each model whether it is there. Never returns."""
+        """Know of each model which workers it has. Never returns."""
         await asyncio.gather(*(self._watch_model(name, handle) for name, handle in self.handles.items()))
 
     async def _watch_model(self, name: str, handle: Any) -> None:
-        """Ask a model every second until it answers; then a call that it never answers says when it has died."""
+        """Look every second for workers that are not known, where there should be more."""
         while True:
-            self.died[name].clear()
-            try:
-                self.about[name] = await asyncio.wait_for(self._unless_dead(name, handle.describe.remote()), 5)
-                self.down.discard(name)
-                await self._unless_dead(name, handle.stay.remote())
-            except (RayError, RayServeException, TimeoutError) as error:
-                logger.warning("%s does not answer (%s)", name, type(error).__name__)
-            self._note_death(name)
+            if len(self.workers[name]) < self.num_replicas:
+                await self._meet(name, handle)
             await asyncio.sleep(1.0)
 
-    def _note_death(self, name: str) -> None:
-        self.down.add(name)
-        self.died[name].set()
+    async def _meet(self, name: str, handle: Any) -> None:
+        """Ask a worker, which the balancer of Ray Serve chooses, to stay: that call fails when the worker dies."""
+        staying = handle.stay.options(stream=True).remote(list(self.workers[name]))
+        try:
+            async with asyncio.timeout(5):
+                worker, about = await anext(staying)
+        except StopAsyncIteration:
+            return  # it is known
+        except (RayError, RayServeException, TimeoutError) as error:
+            staying.cancel()
+            if not self.workers[name]:
+                logger.warning("%s does not answer (%s)", name, type(error).__name__)
+            return
+        self.about[name] = about
+        self.workers[name][worker] = asyncio.create_task(self._wait_for_death(name, worker, staying))
+        self.died[name].clear()
+
+    async def _wait_for_death(self, name: str, worker: str, staying: Any) -> None:
+        try:
+            await anext(staying)
+        except (RayError, RayServeException, StopAsyncIteration) as error:
+            logger.warning("a worker of %s is gone (%s)", name, type(error).__name__)
+        finally:
+            del self.workers[name][worker]
+            if not self.workers[name]:
+                self.died[name].set()
 
     async def _unless_dead(self, name: str, response: Any) -> Any:
-        """What a worker gives; nobody waits for it afterwards. Raises RayError as soon as the worker has died."""
+        """What a worker gives; nobody waits for it afterwards. Raises RayError as soon as the last worker has died,
+        when Ray would hold the call until the next one has started.
+        """
 
         async def result() -> Any:
             return await response
@@ -105,6 +134,11 @@ class ModelServer:
             for task in tasks:
                 task.cancel()
                 task.add_done_callback(lambda ended: ended.cancelled() or ended.exception())  # nobody asks any more
+
+    @property
+    def down(self) -> list[str]:
+        """The models without a living worker."""
+        return [name for name, workers in self.workers.items() if not workers]
 
     @property
     def is_ready(self) -> bool:
@@ -134,78 +168,67 @@ class ModelServer:
             raise HTTPException(422, f"no model here can {' or '.join(calls)}: {can_do}")
         return best
 
-    async def read_image(self, image: bytes | str) -> bytes:
-        """The file of an image. Raises ImageError for a URL: this server asks nothing of other machines."""
-        if isinstance(image, str):
-            raise ImageError("images are taken as data URIs or uploads; this server opens no URL")
-        return image
+    async def read_images(self, images: Sequence[bytes | str]) -> list[bytes]:
+        """The files of the images of a request, at most so many as the limits say. Raises ImageError for a URL: this
+        server asks nothing of other machines.
+        """
+        if len(images) > self.limits.max_images:
+            raise HTTPException(422, f"{len(images)} images: a request has at most {self.limits.max_images}")
+        files = []
+        for image in images:
+            if isinstance(image, str):
+                raise ImageError("images are taken as data URIs or uploads; this server opens no URL")
+            files.append(image)
+        return files
 
-    async def read_images(self, images: Any) -> list[bytes]:
-        """The files of one image or several, at most so many as the limits say."""
-        listed = images if isinstance(images, list) else [images]
-        if len(listed) > self.limits.max_images:
-            raise HTTPException(422, f"{len(listed)} images: a request has at most {self.limits.max_images}")
-        return [await self.read_image(image) for image in listed]
+    def check_texts(self, count: int) -> None:
+        """Raises HTTPException for a request of more texts than the limits say; one counts again for each image."""
+        if count > self.limits.max_texts:
+            raise HTTPException(
+                422, f"{count} texts, each counted again for every image: a request has at most {self.limits.max_texts}"
+            )
 
-    async def count_tokens(self, model: str, texts: Sequence[str]) -> int:
-        """How many tokens the model reads of these texts, without padding."""
-        return int(await self._result(model, self.handles[model].count_tokens.remote(list(texts))))
-
-    async def call(self, request: Request, model: str, call: str, **arguments: Any) -> Any:
-        """The predictor's call of this name, batched with those of other requests."""
+    async def call(self, model: str, call: str, **arguments: Any) -> WorkerReply:
+        """What the model gives for caption, answer, chat or embed, batched with calls of other requests."""
         images = tuple(arguments.pop("images", ()))
-        rows = {
-            name: tuple(arguments.pop(name)) for name in ("questions", "turns", "candidates", "prompt")
-            if isinstance(arguments.get(name), list | tuple)
-        }  # fmt: skip
-        if call == "embed_texts":
-            rows["texts"] = tuple(arguments.pop("texts"))
-        return await self.answer(request, model, ModelCall(name=call, images=images, rows=rows, settings=arguments))
+        names = [name for name in ("questions", "turns", "texts") if name in arguments]
+        rows: dict[str, tuple[Any, ...]] = {name: tuple(arguments.pop(name)) for name in names}
+        self.check_texts(sum(map(len, rows.values())))
+        return await self.answer(model, ModelCall(name=call, images=images, rows=rows, settings=arguments))
 
-    async def answer(self, request: Request, model: str, call: ModelCall) -> Any:
-        """The result of a call. Raises HTTPException where there is none, and what the predictor raises."""
+    async def answer(self, model: str, call: ModelCall) -> WorkerReply:
+        """The reply to a call. Raises HTTPException where there is none, and what the predictor raises."""
         decoding = call.settings.get("decoding")
         if getattr(decoding, "max_new_tokens", 0) > MAX_NEW_TOKENS or getattr(decoding, "num_beams", 0) > MAX_BEAMS:
             raise HTTPException(422, f"at most {MAX_NEW_TOKENS} new tokens and {MAX_BEAMS} beams")
         if call.settings.get("num_captions", 1) > MAX_BEAMS:
             raise HTTPException(422, f"at most {MAX_BEAMS} captions of an image")
-        if self.num_waiting[model] >= self.limits.queue + self.limits.batch_size:
-            raise HTTPException(429, f"{self.num_waiting[model]} requests wait for {model}", RETRY_AFTER)
-        if model in self.down:
+        if not self.workers[model]:
             raise HTTPException(503, f"{model} is starting again", RETRY_AFTER)
+        if self.num_waiting[model] >= self.limits.queue + self.limits.batch_size * len(self.workers[model]):
+            raise HTTPException(429, f"{self.num_waiting[model]} requests wait for {model}", RETRY_AFTER)
         self.num_waiting[model] += 1
         self.waiting.labels(model).set(self.num_waiting[model])
         try:
-            outcome = await self._result(model, self.handles[model].remote(call), request)
+            reply = await self._reply(model, self.handles[model].remote(call))
         finally:
             self.num_waiting[model] -= 1
             self.waiting.labels(model).set(self.num_waiting[model])
-        self.batches.labels(model).observe(outcome.batch_size)
-        self.images.labels(model, "yes").inc(outcome.num_cached)
-        self.images.labels(model, "no").inc(max(0, len(set(call.images)) - outcome.num_cached))
-        if outcome.error is not None:
-            raise outcome.error
-        return outcome.result
+        self.batches.labels(model).observe(reply.batch_size)
+        self.images.labels(model, "yes").inc(reply.num_cached)
+        self.images.labels(model, "no").inc(max(0, len(set(call.images)) - reply.num_cached))
+        if reply.error is not None:
+            raise reply.error
+        return reply
 
-    async def _result(self, model: str, response: Any, request: Request | None = None) -> Any:
-        """What a worker gives. Raises HTTPException where it gives nothing, CancelledError when the client goes away.
-
-        Ray would hold a call for a worker that has died until the next one has started; here it is refused at once.
-        """
-
-        async def gone(request: Request) -> None:
-            while (await request.receive())["type"] != "http.disconnect":
-                pass
-
-        found = asyncio.ensure_future(self._unless_dead(model, response))
-        tasks = [found, *([] if request is None else [asyncio.ensure_future(gone(request))])]
+    async def _reply(self, model: str, response: Any) -> WorkerReply:
+        """What a worker gives. Raises HTTPException where it gives nothing."""
         try:
-            done, _ = await asyncio.wait(tasks, timeout=self.limits.timeout, return_when=asyncio.FIRST_COMPLETED)
-            if found in done:
-                return found.result()
-            if done:
-                raise asyncio.CancelledError
-            raise HTTPException(504, f"no answer within {self.limits.timeout:g} seconds")
+            async with asyncio.timeout(self.limits.timeout):
+                reply: WorkerReply = await self._unless_dead(model, response)
+                return reply
+        except TimeoutError as error:
+            raise HTTPException(504, f"no answer within {self.limits.timeout:g} seconds") from error
         except BackPressureError as error:
             raise HTTPException(429, f"too many requests wait for {model}", RETRY_AFTER) from error
         except RayTaskError as error:
@@ -213,18 +236,38 @@ class ModelServer:
             raise HTTPException(503, f"{model} has failed; the log of the server says how", RETRY_AFTER) from error
         except (RayError, RayServeException) as error:
             logger.warning("%s: %s", model, str(error).splitlines()[0] if str(error) else type(error).__name__)
-            self._note_death(model)
             raise HTTPException(503, f"the worker of {model} has died; it is started again", RETRY_AFTER) from error
-        finally:
-            for task in tasks:
-                task.cancel()
+
+    async def search(self, text: str | None, image: bytes | None, **options: Any) -> list[Any]:
+        """`ImageIndex.search`. Raises HTTPException where too many searches wait, or one takes too long."""
+        if self.num_searching >= self.limits.queue:
+            raise HTTPException(429, f"{self.num_searching} searches wait", RETRY_AFTER)
+        loop = asyncio.get_running_loop()
+
+        def look() -> list[Any]:
+            opened = None if image is None else read_image(image, name="image", max_pixels=self.limits.max_pixels)
+            hits: list[Any] = self.index.search(text, opened, **options)
+            return hits
+
+        def note_end(_: Any) -> None:
+            self.num_searching -= 1
+
+        self.num_searching += 1
+        searching = self.search_threads.submit(look)
+        searching.add_done_callback(lambda ended: loop.call_soon_threadsafe(note_end, ended))
+        try:
+            async with asyncio.timeout(self.limits.timeout):
+                return await asyncio.wrap_future(searching)  # one that still waits is given up when nobody asks for it
+        except TimeoutError as error:
+            raise HTTPException(504, f"no answer within {self.limits.timeout:g} seconds") from error
 
 
 class _Guard:
-    """The outermost layer: keys, the size of bodies, and metrics."""
+    """The layer before all routes: keys, the size of bodies, clients that go away, errors nobody expects, metrics."""
 
-    def __init__(self, app: ASGIApp, server: ModelServer, keys: Sequence[bytes]) -> None:
-        self.app, self.server, self.keys = app, server, keys
+    def __init__(self, app: ASGIApp, server: ModelServer, keys: Sequence[str]) -> None:
+        self.app, self.server = app, server
+        self.keys = [_digest(key.encode()) for key in keys]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -232,18 +275,25 @@ class _Guard:
             return
         headers = {name.lower(): value for name, value in scope["headers"]}
         limit, began, read = self.server.limits.max_body * 1_000_000, time.monotonic(), 0
-        timeout, is_read = self.server.limits.timeout, False
+        timeout, path = self.server.limits.timeout, scope["path"]
         deadline = asyncio.get_running_loop().time() + timeout
+        after_body: asyncio.Future[Message] | None = None
         status = "client gone"
 
         async def limited() -> Message:
-            nonlocal read, is_read
+            nonlocal read, after_body
+            if after_body is not None:
+                return await asyncio.shield(after_body)
             try:
-                async with asyncio.timeout_at(None if is_read else deadline):
+                async with asyncio.timeout_at(deadline):
                     message = await receive()
             except TimeoutError as error:
                 raise HTTPException(408, f"the body did not come within {timeout:g} seconds") from error
-            is_read = is_read or not message.get("more_body", False)
+            if message["type"] == "http.disconnect":
+                answering.cancel()
+            elif not message.get("more_body", False):
+                after_body = asyncio.ensure_future(_coroutine(receive()))
+                after_body.add_done_callback(lambda _: answering.cancel())
             read += len(message.get("body", b""))
             if read > limit:
                 raise HTTPException(413, f"the body has more than {limit:,} bytes")
@@ -257,33 +307,52 @@ class _Guard:
                     message["headers"] = [*message["headers"], (b"connection", b"close")]
             await send(message)
 
-        length = headers.get(b"content-length", b"0")
-        if not self._is_allowed(scope["path"], headers):
-            refusal: Response | None = _error(401, "give an API key: Authorization: Bearer KEY", scope["path"])
-        elif length.isdigit() and int(length) > limit:
-            refusal = _error(413, f"the body has {int(length):,} bytes; the limit is {limit:,}", scope["path"])
-        else:
-            refusal = None
-        try:
-            if refusal is not None:
+        async def answer() -> None:
+            length = headers.get(b"content-length", b"0")
+            try:
+                if not self._is_allowed(path, headers):
+                    refusal = _error(401, "give an API key: Authorization: Bearer KEY", path, ASK_FOR_KEY)
+                elif length.isdigit() and int(length) > limit:
+                    refusal = _error(413, f"the body has {int(length):,} bytes; the limit is {limit:,}", path)
+                else:
+                    await self.app(scope, limited, noted)
+                    return
                 await _discard_body(receive)
-            await (refusal or self.app)(scope, limited, noted)
-        except asyncio.CancelledError:
-            if self.server.is_draining or status != "client gone":
-                raise
+                await refusal(scope, limited, noted)
+            except Exception:
+                logger.exception("%s %r", scope["method"], path)
+                if status != "client gone":
+                    raise  # in the middle of a reply: the connection is closed
+                await _error(500, "an error of the server; its log says more", path)(scope, limited, noted)
+
+        answering = asyncio.ensure_future(answer())
+        try:
+            await asyncio.wait([answering])
+            if not answering.cancelled():
+                answering.result()
         finally:
-            route = scope.get("route")
-            path = getattr(route, "path", "other")
+            answering.cancel()
+            if after_body is not None:
+                after_body.cancel()
+            path = getattr(scope.get("route"), "path", "other")
             self.server.requests.labels(path, status).inc()
             self.server.seconds.labels(path).observe(time.monotonic() - began)
 
     def _is_allowed(self, path: str, headers: Mapping[bytes, bytes]) -> bool:
-        """Whether the request has one of the keys. All are compared, so that time says nothing of them."""
+        """Whether the request has one of the keys. Hashes of all are compared, so that time says nothing of them."""
         if not self.keys or path in OPEN_PATHS:
             return True
         scheme, _, bearer = headers.get(b"authorization", b"").partition(b" ")
-        given = bearer.strip() if scheme.lower() == b"bearer" else headers.get(b"x-api-key", b"")
+        given = _digest(bearer.strip() if scheme.lower() == b"bearer" else headers.get(b"x-api-key", b""))
         return sum(hmac.compare_digest(given, key) for key in self.keys) > 0
+
+
+def _digest(key: bytes) -> bytes:
+    return hashlib.sha256(key).digest()
+
+
+async def _coroutine(message: Awaitable[Message]) -> Message:
+    return await message
 
 
 async def _discard_body(receive: Receive) -> None:
@@ -314,6 +383,10 @@ async def read_body(request: Request, kind: type[_Body]) -> _Body:
         raise HTTPException(422, f"{place}: {first['msg']}" if place else first["msg"]) from error
     except ValueError as error:
         raise HTTPException(422, f"the body is no JSON: {error}") from error
+    except StarletteHTTPException as error:
+        if error.status_code != 400:  # of a form that is none
+            raise
+        raise HTTPException(422, str(error.detail)) from error
 
 
 async def _read_form(request: Request, kind: type[_Body]) -> _Body:
@@ -340,7 +413,7 @@ def make_app(server: ModelServer, *, keys: Sequence[str] = (), routers: Sequence
 
     app = FastAPI(title="OpenBLIP", docs_url=None, redoc_url=None, lifespan=lifespan)
     app.state.server = server
-    app.add_middleware(_Guard, server=server, keys=[key.encode() for key in keys])
+    app.add_middleware(_Guard, server=server, keys=keys)
 
     @app.exception_handler(StarletteHTTPException)
     async def refuse(request: Request, error: StarletteHTTPException) -> JSONResponse:
@@ -381,9 +454,9 @@ def make_app(server: ModelServer, *, keys: Sequence[str] = (), routers: Sequence
     def posts(kind: type[BaseModel], reply: type[BaseModel]) -> Callable[[Any], Any]:
         """A route `POST /<name of the function>` that reads a body of this kind."""
 
-        def decorate(answer: Callable[[Request, Any], Awaitable[BaseModel]]) -> Any:
+        def decorate(answer: Callable[[Any], Awaitable[BaseModel]]) -> Any:
             async def route(request: Request) -> Response:
-                result = await answer(request, await read_body(request, kind))
+                result = await answer(await read_body(request, kind))
                 return Response(result.model_dump_json(), media_type="application/json")
 
             reference = {"$ref": f"#/components/schemas/{kind.__name__}"}
@@ -392,7 +465,7 @@ def make_app(server: ModelServer, *, keys: Sequence[str] = (), routers: Sequence
             form = {"type": "object", "properties": {field: files, "request": {"type": "string"}}}
             content = {"application/json": {"schema": reference}, "multipart/form-data": {"schema": form}}
             errors: dict[int | str, dict[str, Any]] = {
-                code: {"model": schema.ErrorReply} for code in (401, 408, 413, 415, 422, 429, 503, 504)
+                code: {"model": schema.ErrorReply} for code in (401, 408, 413, 415, 422, 429, 500, 503, 504)
             }
             app.add_api_route(
                 f"/{answer.__name__}", route, methods=["POST"], response_model=reply, responses=errors,
@@ -403,15 +476,13 @@ def make_app(server: ModelServer, *, keys: Sequence[str] = (), routers: Sequence
 
         return decorate
 
-    def texts_of(texts: Any) -> list[str]:
-        listed = [texts] if isinstance(texts, str) else list(texts)
-        if len(listed) > server.limits.max_texts:
-            raise HTTPException(422, f"{len(listed)} texts: a request has at most {server.limits.max_texts}")
-        return listed
+    def as_list(given: Any) -> list[Any]:
+        return given if isinstance(given, list) else [given]
 
     def pair(images: list[bytes], texts: Any, is_one: bool) -> tuple[list[bytes], list[Any]]:
         """Images and texts of the same number; one that is not in a list goes with all of the other."""
-        listed = [texts] * len(images) if isinstance(texts, str | None) else texts_of(texts)
+        listed = [texts] * len(images) if isinstance(texts, str | None) else list(texts)
+        server.check_texts(len(listed))
         if is_one:
             images = images * len(listed)
         if len(images) != len(listed):
@@ -422,21 +493,22 @@ def make_app(server: ModelServer, *, keys: Sequence[str] = (), routers: Sequence
         return schema.WrittenText(text=text.text, logprob=text.logprob)
 
     @posts(schema.CaptionBody, schema.CaptionReply)
-    async def caption(request: Request, body: schema.CaptionBody) -> BaseModel:
+    async def caption(body: schema.CaptionBody) -> BaseModel:
         model, is_one = server.choose(body.model, "caption"), not isinstance(body.images, list)
-        images, prompts = pair(await server.read_images(body.images), body.prompt, is_one)
+        images, prompts = pair(await server.read_images(as_list(body.images)), body.prompt, is_one)
+        server.check_texts(len(images) * body.num_captions)
         settings: dict[str, Any] = {"num_captions": body.num_captions, "return_scores": True}
         settings["decoding"] = body.strategy or server.default_decoding(model, "caption")
         call = ModelCall(name="caption", images=tuple(images), rows={"prompt": tuple(prompts)}, settings=settings)
-        texts = await server.answer(request, model, call)
+        texts = (await server.answer(model, call)).result
         rows = [[written(text) for text in (row if body.num_captions > 1 else [row])] for row in texts]
         is_single = is_one and isinstance(body.prompt, str | None)
         return schema.CaptionReply(model=model, captions=rows[0] if is_single else rows)
 
     @posts(schema.AnswerBody, schema.AnswerReply)
-    async def answer(request: Request, body: schema.AnswerBody) -> BaseModel:
+    async def answer(body: schema.AnswerBody) -> BaseModel:
         model, is_one = server.choose(body.model, "answer"), not isinstance(body.images, list)
-        images, questions = pair(await server.read_images(body.images), body.questions, is_one)
+        images, questions = pair(await server.read_images(as_list(body.images)), body.questions, is_one)
         rows: dict[str, tuple[Any, ...]] = {"questions": tuple(questions)}
         settings = {"return_scores": True, "decoding": body.strategy or server.default_decoding(model, "answer")}
         if body.candidates is not None:
@@ -444,43 +516,43 @@ def make_app(server: ModelServer, *, keys: Sequence[str] = (), routers: Sequence
             lists: list[Any] = [body.candidates] * len(questions) if shared else list(body.candidates)
             if not all(lists) or len(lists) != len(questions):
                 raise ConfigError("candidates: texts for all questions, or a list that is not empty for each")
-            rows["candidates"] = tuple(tuple(texts_of(each)) for each in lists)
-        texts = await server.answer(
-            request, model, ModelCall(name="answer", images=tuple(images), rows=rows, settings=settings)
-        )
-        replies = [written(text) for text in texts]
+            server.check_texts(sum(map(len, lists)))
+            rows["candidates"] = tuple(map(tuple, lists))
+        call = ModelCall(name="answer", images=tuple(images), rows=rows, settings=settings)
+        replies = [written(text) for text in (await server.answer(model, call)).result]
         is_single = is_one and isinstance(body.questions, str)
         return schema.AnswerReply(model=model, answers=replies[0] if is_single else replies)
 
     @posts(schema.MatchBody, schema.MatchReply)
-    async def match(request: Request, body: schema.MatchBody) -> BaseModel:
-        model, images = server.choose(body.model, "match", "similarity"), await server.read_images(body.images)
-        texts, scores = tuple(texts_of(body.texts)), {}
-        for name, needed in (("match_matrix", "match"), ("similarity", "similarity")):
-            if needed in server.tasks()[model]:
-                call = ModelCall(name=name, images=tuple(images), settings={"texts": texts})
-                scores[needed] = (await server.answer(request, model, call)).tolist()
-        return schema.MatchReply(model=model, match=scores.get("match"), similarity=scores.get("similarity"))
+    async def match(body: schema.MatchBody) -> BaseModel:
+        model, texts = server.choose(body.model, "match", "similarity"), tuple(as_list(body.texts))
+        images = await server.read_images(as_list(body.images))
+        server.check_texts(len(images) * len(texts))
+        call = ModelCall(name="compare", images=tuple(images), rows={"texts": texts})
+        found = (await server.answer(model, call)).result
+        return schema.MatchReply(model=model, match=found.match, similarity=found.similarity)
 
     @posts(schema.EmbedBody, schema.EmbedReply)
-    async def embed(request: Request, body: schema.EmbedBody) -> BaseModel:
-        if body.images is None and body.texts is None:
+    async def embed(body: schema.EmbedBody) -> BaseModel:
+        needed = [f"embed_{name}" for name in ("images", "texts") if getattr(body, name) is not None]
+        if not needed:
             raise ConfigError("give images, texts or both")
-        model, vectors = server.choose(body.model, "embed_images", "embed_texts"), {}
-        if body.images is not None:
-            files = tuple(await server.read_images(body.images))
-            call = ModelCall(name="embed_images", images=files)
-            vectors["images"] = (await server.answer(request, model, call)).tolist() if files else []
-        if body.texts is not None:
-            call = ModelCall(name="embed_texts", rows={"texts": tuple(texts_of(body.texts))})
-            vectors["texts"] = (await server.answer(request, model, call)).tolist()
-        return schema.EmbedReply(model=model, images=vectors.get("images"), texts=vectors.get("texts"))
+        model = server.choose(body.model, *needed)
+        images, texts = ([] if given is None else as_list(given) for given in (body.images, body.texts))
+        found = (await server.call(model, "embed", images=await server.read_images(images), texts=texts)).result
+
+        def listed(given: Any, vectors: Any) -> Any:
+            return None if given is None else [] if vectors is None else vectors.tolist()
+
+        vectors = {"images": listed(body.images, found.images), "texts": listed(body.texts, found.texts)}
+        return schema.EmbedReply(model=model, **vectors)
 
     @posts(schema.ExplainBody, schema.ExplainReply)
-    async def explain(request: Request, body: schema.ExplainBody) -> BaseModel:
+    async def explain(body: schema.ExplainBody) -> BaseModel:
         model = server.choose(body.model, *(("caption",) if body.text is None else ("match", "answer", "caption")))
-        call = ModelCall(name="explain", images=(await server.read_image(body.image),), settings={"text": body.text})
-        found = await server.answer(request, model, call)
+        images = tuple(await server.read_images([body.image]))
+        call = ModelCall(name="explain", images=images, settings={"text": body.text})
+        found = (await server.answer(model, call)).result
 
         def scaled(heat: Any) -> list[list[float]]:
             return list((heat / heat.max().clamp(min=1e-12)).tolist())
@@ -490,22 +562,25 @@ def make_app(server: ModelServer, *, keys: Sequence[str] = (), routers: Sequence
         return schema.ExplainReply(model=model, text=found.text, score=found.score, words=words, overall=overall)
 
     @posts(schema.ChatBody, schema.ChatReply)
-    async def chat(request: Request, body: schema.ChatBody) -> BaseModel:
-        model, images = server.choose(body.model, "chat"), await server.read_images(body.images)
+    async def chat(body: schema.ChatBody) -> BaseModel:
+        model, images = server.choose(body.model, "chat"), await server.read_images(as_list(body.images))
         if len(images) != 1:
             raise ConfigError("a conversation is about one image")
-        settings = {"return_scores": True, "decoding": body.strategy or CHAT_DECODING}
-        call = ModelCall(name="chat", images=tuple(images), rows={"turns": (tuple(body.turns),)}, settings=settings)
-        (reply,) = await server.answer(request, model, call)
+        decoding = body.strategy or server.default_decoding(model, "chat")
+        server.check_texts(len(body.turns))
+        turns = [tuple(body.turns)]
+        (reply,) = (
+            await server.call(model, "chat", images=images, turns=turns, return_scores=True, decoding=decoding)
+        ).result
         return schema.ChatReply(model=model, answer=written(reply))
 
     @posts(schema.SearchBody, schema.SearchReply)
-    async def search(request: Request, body: schema.SearchBody) -> BaseModel:
+    async def search(body: schema.SearchBody) -> BaseModel:
         if server.index is None:
             raise HTTPException(404, "this server has no index: start it with --index DIR")
-        image = None if body.image is None else await server.read_image(body.image)
-        hits = await asyncio.to_thread(
-            server.index.search, body.text, image, find=body.find, top=body.top, rerank=body.rerank, where=body.where,
+        image = None if body.image is None else (await server.read_images([body.image]))[0]
+        hits = await server.search(
+            body.text, image, find=body.find, top=body.top, rerank=body.rerank, where=body.where,
             thumbnails=body.find == "images",
         )  # fmt: skip
         results = [

@@ -15,8 +15,8 @@ class ServerLimits:
     """Of an image, as its header says, before it is decoded; more is answered 422."""
     max_images: int = 16
     """Images in a request."""
-    max_texts: int = 256
-    """Texts in a request."""
+    max_texts: int = 1024
+    """Texts of a request that are read or written, each counted again for every image that it goes with."""
     queue: int = 64
     """Requests that may wait for each model; more are answered 429, with the time after which to try again."""
     timeout: float = 60.0

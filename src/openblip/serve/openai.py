@@ -27,6 +27,7 @@ from openblip.errors import ImageError, OpenBlipError
 from openblip.generation.decoding import Beam, Decoding, Greedy, Nucleus
 from openblip.predictor.values import ScoredText
 from openblip.serve.schema import ImageField, read_image_field
+from openblip.serve.worker import WorkerReply
 
 REFUSED_UNLESS: dict[str, tuple[Any, ...]] = {
     "tools": (None, []),
@@ -319,14 +320,11 @@ class ModelCalls(Protocol):
     def default_decoding(self, model: str, call: str) -> Decoding:
         """How a model writes unless it is told otherwise."""
 
-    async def read_image(self, image: bytes | str) -> bytes:
-        """The file of an image, within the server's limits. Raises ImageError for a URL that is not allowed."""
+    async def read_images(self, images: Sequence[bytes | str]) -> list[bytes]:
+        """The files of images, within the server's limits. Raises ImageError for a URL that is not allowed."""
 
-    async def call(self, request: Request, model: str, call: str, **arguments: Any) -> Any:
-        """The predictor's call of this name, batched with those of other requests."""
-
-    async def count_tokens(self, model: str, texts: Sequence[str]) -> int:
-        """How many tokens the model reads of these texts, without padding."""
+    async def call(self, model: str, call: str, **arguments: Any) -> WorkerReply:
+        """What the model gives for caption, answer, chat or embed, batched with calls of other requests."""
 
 
 def openai_router(models: ModelCalls) -> APIRouter:
@@ -347,7 +345,7 @@ def openai_router(models: ModelCalls) -> APIRouter:
         return {"id": model, "object": "model", "created": started, "owned_by": "openblip"}
 
     async def write(
-        request: Request, body: ChatCompletionBody, asked: ImageConversation, tasks: frozenset[str]
+        body: ChatCompletionBody, asked: ImageConversation, tasks: frozenset[str]
     ) -> tuple[list[ScoredText], int]:
         """`n` texts, and the number of tokens that were read."""
         n = body.n or 1
@@ -358,28 +356,28 @@ def openai_router(models: ModelCalls) -> APIRouter:
             raise ParameterError(
                 f"{body.model} cannot {call}: it can do {can_do}{advice}.", "model", "unsupported_task"
             )
-        image = await models.read_image(asked.image)
+        images = await models.read_images([asked.image])
         decoding = choose_decoding(body, models.default_decoding(body.model, call), call == "caption")
         if call == "caption":
-            written = await models.call(
-                request, body.model, call, images=[image], decoding=decoding, num_captions=n, return_scores=True
+            reply = await models.call(
+                body.model, call, images=images, decoding=decoding, num_captions=n, return_scores=True
             )
-            return list(written[0]) if n > 1 else list(written), 0
+            return list(reply.result[0]) if n > 1 else list(reply.result), 0
         turns = [*asked.earlier, asked.question]
-        given: dict[str, Any] = {"turns": [turns]} if call == "chat" else {"questions": [asked.question]}
+        given: dict[str, Any] = {"turns": [tuple(turns)]} if call == "chat" else {"questions": [asked.question]}
+        strategies = _with_seeds(decoding, n)
         replies = await asyncio.gather(*(
-            models.call(request, body.model, call, images=[image], decoding=each, return_scores=True, **given)
-            for each in _with_seeds(decoding, n)
+            models.call(body.model, call, images=images, decoding=each, return_scores=True, **given)
+            for each in strategies
         ))  # fmt: skip
-        texts = [text for turn in asked.earlier for text in turn] if call == "chat" else []
-        return [reply for (reply,) in replies], await models.count_tokens(body.model, [*texts, asked.question])
+        return [text for reply in replies for text in reply.result], replies[0].num_tokens
 
     @router.post("/chat/completions", response_model=None)
-    async def complete_chat(body: ChatCompletionBody, request: Request) -> Response:
+    async def complete_chat(body: ChatCompletionBody) -> Response:
         """The caption of an image, or the answer to what is asked about it."""
         tasks = tasks_of(body.model)
         asked = read_messages(body.messages)
-        written, num_read = await write(request, body, asked, tasks)
+        written, num_read = await write(body, asked, tasks)
         stops = [body.stop] if isinstance(body.stop, str) else body.stop or []
         choices = [as_choice(text, stops) for text in written]
         num_written = sum(len(text.tokens) for text in written)
@@ -402,7 +400,7 @@ def openai_router(models: ModelCalls) -> APIRouter:
         return JSONResponse({**head, "object": "chat.completion", "choices": messages, "usage": usage})
 
     @router.post("/embeddings", response_model=None)
-    async def embed_inputs(body: EmbeddingsBody, request: Request) -> Response:
+    async def embed_inputs(body: EmbeddingsBody) -> Response:
         """Unit vectors of texts and images."""
         tasks = tasks_of(body.model)
         if "embed_texts" not in tasks:
@@ -412,27 +410,20 @@ def openai_router(models: ModelCalls) -> APIRouter:
         vectors: list[list[float]] = [[] for _ in inputs]
         is_image = [each[:11].lower() == "data:image/" for each in inputs]
         images, texts = ([at for at, image in enumerate(is_image) if image is kind] for kind in (True, False))
-        if images:
-            try:
-                files = [read_image_field(inputs[at]) for at in images]
-            except ValueError as error:
-                raise ParameterError(f"input: {error}", "input", "invalid_image", 422) from error
-            read = [await models.read_image(file) for file in files]
-            embedded = await models.call(request, body.model, "embed_images", images=read)
-            if embedded.ndim != 2:
+        try:
+            files = [read_image_field(inputs[at]) for at in images]
+        except ValueError as error:
+            raise ParameterError(f"input: {error}", "input", "invalid_image", 422) from error
+        read, given = await models.read_images(files), [inputs[at] for at in texts]
+        reply = await models.call(body.model, "embed", images=read, texts=given)
+        for places, embedded in ((images, reply.result.images), (texts, reply.result.texts)):
+            if places and embedded.ndim != 2:
                 raise ParameterError(
                     f"{body.model} has {embedded.shape[1]} vectors for an image, and here is room for one; POST /embed "
                     "gives them all.", "input", "unsupported_task",
                 )  # fmt: skip
-            for at, vector in zip(images, embedded.tolist(), strict=True):
+            for at, vector in zip(places, embedded.tolist() if places else (), strict=True):
                 vectors[at] = vector
-        num_read = 0
-        if texts:
-            given = [inputs[at] for at in texts]
-            embedded = await models.call(request, body.model, "embed_texts", texts=given)
-            for at, vector in zip(texts, embedded.tolist(), strict=True):
-                vectors[at] = vector
-            num_read = await models.count_tokens(body.model, given)
         if body.dimensions not in (None, len(vectors[0])):
             raise ParameterError(
                 f"dimensions is not supported: the vectors of {body.model} have {len(vectors[0])} numbers.",
@@ -442,7 +433,7 @@ def openai_router(models: ModelCalls) -> APIRouter:
             {"object": "embedding", "index": index, "embedding": encoded_vector(vector, body.encoding_format)}
             for index, vector in enumerate(vectors)
         ]
-        usage = {"prompt_tokens": num_read, "total_tokens": num_read}
+        usage = {"prompt_tokens": reply.num_tokens, "total_tokens": reply.num_tokens}
         return JSONResponse({"object": "list", "data": data, "model": body.model, "usage": usage})
 
     @router.get("/models")
