@@ -1,4 +1,4 @@
-"""The losses, as functions of tensors: contrast (ITC) with its queue, matching (ITM), language modelling (LM).
+"""The losses, as functions of tensors: contrast (ITC) with its queue, matching (ITM), language modelling (LM, MLM).
 
 BLIP section 3.2; ALBEF section 3.2 for momentum and soft targets, after MoCo. Means are those of the joint batch of all
 processes.
@@ -20,6 +20,7 @@ from openblip.errors import ConfigError
 MIN_TEMPERATURE, MAX_TEMPERATURE = 0.001, 0.5  # released code; the paper names no bounds
 EPSILON = 1e-4  # released pre-training code: keeps every negative of ITM possible
 IGNORE_INDEX = -100
+HIDDEN_SHARE = 0.15  # of a text's tokens, in MLM (BERT section 3.1, ALBEF section 3.2)
 NO_ID = -1  # no sample has it, so an empty slot of the queue is nobody's positive
 
 
@@ -220,6 +221,33 @@ def lm_loss(logits: Tensor, labels: Tensor, label_smoothing: float = 0.0) -> Ten
     """Cross-entropy of logits (R, T, V) against labels (R, T), the mean over the joint batch's tokens."""
     per_token = token_losses(logits, labels, label_smoothing).flatten()
     return global_mean(per_token, labels.flatten() != IGNORE_INDEX)
+
+
+def hide_tokens(ids: Tensor, can_hide: Tensor, uniform: Tensor, mask_id: int, vocab_size: int) -> tuple[Tensor, Tensor]:
+    """Hide HIDDEN_SHARE of the tokens for MLM: ids (R, T) -> ids in which of the hidden tokens 80% are `mask_id`, 10% a
+    random one and 10% still there, and labels (R, T), the hidden tokens or IGNORE_INDEX (BERT section 3.1).
+
+    can_hide: bool (R, T), False at special tokens and padding. uniform: (R, T, 3), numbers from 0 to below 1 that
+    decide whether a token is hidden, by what, and the random one.
+    """
+    is_hidden = can_hide & (uniform[..., 0] < HIDDEN_SHARE)
+    by_mask, by_other = uniform[..., 1] < 0.8, uniform[..., 1] >= 0.9
+    others = (uniform[..., 2] * vocab_size).long().clamp_max(vocab_size - 1)
+    hidden = torch.where(by_mask, mask_id, torch.where(by_other, others, ids))
+    return torch.where(is_hidden, hidden, ids), ids.masked_fill(~is_hidden, IGNORE_INDEX)
+
+
+def masked_lm_loss(logits: Tensor, labels: Tensor, momentum_logits: Tensor | None = None, alpha: float = 0.0) -> Tensor:
+    """Cross-entropy of logits (R, T, V) against the hidden tokens, the mean over those of the joint batch.
+
+    With a momentum model's logits, the targets are alpha * softmax of these + (1 - alpha) * the tokens (ALBEF section
+    3.2, equation 7).
+    """
+    per_token = token_losses(logits, labels, 0.0)  # (R, T)
+    if momentum_logits is not None:
+        soft = -(momentum_logits.float().softmax(dim=-1) * logits.float().log_softmax(dim=-1)).sum(dim=-1)
+        per_token = (1.0 - alpha) * per_token + alpha * soft
+    return global_mean(per_token.flatten(), labels.flatten() != IGNORE_INDEX)
 
 
 def answer_loss(

@@ -15,6 +15,7 @@ from openblip.data.sample import Sample
 from openblip.errors import SourceError
 from openblip.evaluation.retrieval import evaluate_retrieval, topk_mask
 from openblip.predictor.reranking import rerank_scores
+from openblip.predictor.values import CaptionScore
 
 
 @dataclass
@@ -40,10 +41,16 @@ class Oracle(NumberEncoder):
 
     def match_matrix(self, images: Numbered, texts: Any, batch_size: int | None, max_text_length: int) -> Tensor:
         assert max_text_length == 35
-        (image,) = images.numbers.tolist()
-        self.matched.append((image, list(texts)))
+        self.matched += [(image, list(texts)) for image in images.numbers.tolist()]
         self.frames.add(images.num_frames)
-        return self.probabilities[image, [self.texts.index(text) for text in texts]][None]
+        return self.probabilities[images.numbers][:, [self.texts.index(text) for text in texts]]
+
+    def score_captions(self, images: Numbered, texts: Any, batch_size: int | None) -> list[list[CaptionScore]]:
+        rows = zip(images.numbers.tolist(), texts, strict=True)
+        return [
+            [CaptionScore(float(self.probabilities[image, self.texts.index(text)]), 1) for text in of_image]
+            for image, of_image in rows
+        ]
 
 
 def three() -> Oracle:
@@ -86,6 +93,24 @@ def test_a_model_without_itm_is_ranked_by_itc_alone() -> None:
     scores = evaluate_retrieval(oracle, source)
     assert scores == {name: value for name, value in expected.items() if name not in ("itm", "reranked")}
     assert oracle.matched == []
+
+
+def test_a_model_without_itc_compares_all_pairs() -> None:
+    """By P(match), or where it only writes by the log-probability of the texts."""
+    oracle = three()
+    source = ListSource([sample(i, text) for i, text in enumerate(oracle.texts)])
+    expected = {"itm": evaluate_retrieval(oracle, source, rerank=3)["itm"]}
+    oracle.similarities = oracle.probabilities
+    by_probability = evaluate_retrieval(oracle, source)["itc"]
+    oracle.matched = []
+    for task, name in (("match", "itm"), ("caption", "lm")):
+        oracle.tasks = frozenset({task})
+        scores = evaluate_retrieval(oracle, source)
+        assert scores[name] == by_probability
+        assert scores[name] != expected["itm"]
+        assert scores["num_texts"] == 3
+        assert not {"itc", "reranked"} & scores.keys()
+    assert oracle.matched == [(image, oracle.texts) for image in range(3)]  # by ITM
 
 
 def test_all_captions_of_an_image_are_right_answers() -> None:

@@ -174,11 +174,75 @@ def test_objectives_alone_or_without_a_momentum_model_are_those_of_single_pairs(
     assert_losses(task, BATCH, expected)
 
 
+def test_hidden_words_are_predicted_beside_the_image_and_as_the_momentum_model_does() -> None:
+    """ALBEF equation 7, a word at a time, when alpha has half risen."""
+    task = make_task("albef")
+    for step in range(2):
+        train_step(task, random_batch([6, 3, 5, 7], image_ids=[4, 1, 5, 3 + step], seed=1 + step), step)
+    generator = torch.Generator().manual_seed(2)
+    losses = task(BATCH, 2, generator)
+    assert list(losses) == ["itc", "itm", "mlm"]
+    # The draws of ITM come before those of the words.
+    generator = torch.Generator().manual_seed(2)
+    torch.rand(2 * len(BATCH), generator=generator, dtype=torch.float64)
+    uniform = torch.rand(len(BATCH), TINY.text.max_positions, 3, generator=generator)
+    expected: list[Tensor] = []
+    for b in range(len(BATCH)):
+        ids = words(BATCH.tokens, b, TOKENIZER.enc_id)[0]
+        hidden = [t for t in range(1, len(ids) - 1) if uniform[b, t, 0] < 0.15]
+        read = ids.clone()
+        for t in hidden:
+            by, other = uniform[b, t, 1:].tolist()
+            if by < 0.8:
+                read[t] = TOKENIZER.entries["[MASK]"]
+            elif by >= 0.9:
+                read[t] = int(other * TOKENIZER.vocab_size)
+        pixels = task.preprocessing.normalize(BATCH.pixels[b : b + 1])
+        own, average = (
+            model.masked_logits(read[None], everywhere(read[None]), model.image_kv(model.encode_image(pixels)))[0]
+            for model in (task.model, task.momentum_model)
+        )
+        for t in hidden:
+            target = 0.8 * F.one_hot(ids[t], TOKENIZER.vocab_size) + 0.2 * average[t].softmax(0)
+            expected.append(-(target * own[t].log_softmax(0)).sum())
+    assert expected
+    torch.testing.assert_close(losses["mlm"], torch.stack(expected).mean(), atol=1e-5, rtol=1e-5)
+
+
+def test_a_vocabulary_without_a_mask_hides_no_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(TOKENIZER, "mask_id", None)
+    with pytest.raises(ConfigError, match=r"no \[MASK\]"):
+        make_task("mlm")
+
+
+def test_a_decoder_writes_what_follows_a_random_beginning() -> None:
+    """SimVLM's loss, a caption at a time: the beginning has none to all but one of its words."""
+    task, batch = make_task("prefix"), random_batch([5, 8, 3, 6], image_ids=[1, 2, 1, 3])
+    shares = torch.rand(4, generator=torch.Generator().manual_seed(5))
+    losses, cuts = [], []
+    for b, share in enumerate(shares.tolist()):
+        said = words(batch.tokens, b, TOKENIZER.cls_id)[0, 1:-1].tolist()
+        cuts.append(int(share * len(said)))
+        begin = torch.tensor([[TOKENIZER.enc_id, *said[: cuts[-1]], TOKENIZER.sep_id]])
+        rest = torch.tensor([[TOKENIZER.dec_id, *said[cuts[-1] :], TOKENIZER.sep_id]])
+        image = task.model.encode_image(task.preprocessing.normalize(batch.pixels[b : b + 1]))
+        logits = task.model.decode(rest[:, :-1], task.model.prefix_kv(image, begin, everywhere(begin)))
+        losses += list(F.cross_entropy(logits[0], rest[0, 1:], reduction="none"))
+    assert len(set(cuts)) > 1
+    found = task(batch, 0, torch.Generator().manual_seed(5))
+    torch.testing.assert_close(found, {"lm": torch.stack(losses).mean()}, atol=1e-5, rtol=1e-5)
+    begins, rests = task.split(batch.tokens, torch.zeros(4))  # then the decoder writes all, as in captioning
+    assert begins.mask.sum(dim=1).tolist() == [2, 2, 2, 2]
+    assert torch.equal(rests.ids[:, 1:], batch.tokens.ids[:, 1:])
+    begins, rests = task.split(batch.tokens, torch.full((4,), 0.9999))
+    assert rests.mask.sum(dim=1).tolist() == [3, 3, 3, 3]
+
+
 def test_objectives_that_contradict_each_other_are_refused() -> None:
     with pytest.raises(ConfigError, match="add itc, or choose random ones"):
         PretrainingConfig(objectives=("itm", "lm"))
     for objectives in ((), ("itc", "vqa")):
-        with pytest.raises(ConfigError, match="choose at least one of itc, itm, lm"):
+        with pytest.raises(ConfigError, match="choose at least one of itc, itm, lm, mlm"):
             PretrainingConfig(objectives=objectives)  # type: ignore[arg-type]
     task = PretrainingConfig(objectives=("lm",))
     for option in ("contrastive.queue-size", "negatives"):
@@ -189,7 +253,7 @@ def test_objectives_that_contradict_each_other_are_refused() -> None:
 PAIRS = [random_batch([5, 7, 4][: len(ids)], ids) for ids in ([7], [7, 7, 7], [7, 8, 9])]
 ODD_BATCHES = [
     *[(name, batch, "all_but_sa") for name in ("pretraining", "filtering", "captioning") for batch in PAIRS],
-    *[(name, BATCH, "none") for name in ("in-batch", "clip", "itc+lm", "itm", "lm")],
+    *[(name, BATCH, "none") for name in ("in-batch", "clip", "itc+lm", "itm", "lm", "albef", "mlm", "prefix")],
     *slow(*itertools.product(("pretraining", "filtering", "captioning"), PAIRS, ("all", "all_but_ca", "none"))),
 ]
 

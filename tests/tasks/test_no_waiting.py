@@ -31,6 +31,8 @@ PAIRS = random_batch([8, 5, 7], [1, 2, 3])
 CASES: dict[str, tuple[Callable[[], nn.Module], Any]] = {
     "pretraining": (lambda: make_task("pretraining"), PAIRS),
     "filtering": (lambda: make_task("filtering"), PAIRS),
+    "albef": (lambda: make_task("albef"), PAIRS),
+    "prefix": (lambda: make_task("prefix"), PAIRS),
     "captioning": (lambda: make_task("captioning"), PAIRS),
     "vqa": (lambda: make_task("vqa"), questions([5, 4], [[3], [4, 3]])),
     "nlvr": (lambda: make_task("nlvr"), statements([5, 4], [0, 1])),

@@ -35,7 +35,7 @@ IDS = [([1, 2, 3], [2, 4, 1]), ([5, 1, 6], [7, 7, 7]), ([7, 7, 7], [7, 7, 7])]
 # By name of a run: its task; some pairs have videos in place of images.
 RUNS = {
     "pretraining": "pretraining", "filtering": "filtering", "captioning": "captioning", "video-retrieval": "filtering",
-    "in-batch": "in-batch", "vqa": "vqa", "nlvr": "nlvr", "visdial": "visdial",
+    "in-batch": "in-batch", "albef": "albef", "prefix": "prefix", "vqa": "vqa", "nlvr": "nlvr", "visdial": "visdial",
 }  # fmt: skip
 # Of BLIP-2: its task, and whether the image encoder is trained too.
 BLIP2_RUNS = {

@@ -137,6 +137,7 @@ _BERT_KEYS: Table = {
         if "cross_attention" not in name
     },
     **BERT_LM_HEAD_KEYS,
+    **{f"m{name}": bert for name, bert in BERT_LM_HEAD_KEYS.items()},
 }
 
 # What a checkpoint may have that BLIP has no use for.
@@ -307,7 +308,8 @@ def init_text(model: TextTransformer | QFormer, source: str) -> None:
     num_heads = next(module.num_heads for module in model.modules() if isinstance(module, SelfAttention))
     _, state = _read_backbone(source, "text", {"bert": "BertForMaskedLM"}, num_heads, _UNUSED_TEXT)
     unused = list(_UNUSED_TEXT)  # and that for which the model has no place
-    if model.lm_head is None:
+    heads = tuple(f"{name}." for name in ("lm_head", "mlm_head") if getattr(model, name, None) is not None)
+    if not heads:
         unused.append("cls.predictions.")
     if isinstance(model, QFormer) and model.embeddings.word is None:
         unused += ["bert.embeddings.word_embeddings.", "bert.embeddings.position_embeddings."]
@@ -315,7 +317,7 @@ def init_text(model: TextTransformer | QFormer, source: str) -> None:
     parameters = {
         name: parameter
         for name, parameter in model.named_parameters()
-        if not any(part in name for part in _FRESH_TEXT) and (has_head or not name.startswith("lm_head."))
+        if not any(part in name for part in _FRESH_TEXT) and (has_head or not name.startswith(heads))
     }
     weights = state_dict.translate(Layout(_BERT_KEYS, tuple(unused)), state, parameters, source)
     for name, tensor in weights.items():

@@ -43,7 +43,12 @@ TOLERANCE = 1e-3
 _WEIGHTS = "weights.bin"
 _SMALL = 1024  # bytes of a tensor that stays in its graph: shapes, which a runtime reads before it has the weights
 _ALIGNMENT = 4096  # of weights in their file, which is mapped
-_NOT_EXPORTED = {"nlvr": "judge", "visdial": "rank_answers", "llm": "the language model"}
+_NOT_EXPORTED = {
+    "nlvr": "judge",
+    "visdial": "rank_answers",
+    "prefix": "the decoder of prefixes",
+    "llm": "the language model",
+}
 
 Shape = tuple[int | str, ...]  # a name is a size that may vary
 
@@ -145,7 +150,7 @@ def find_graphs(checkpoint: Checkpoint) -> dict[str, Graph]:
     """The graphs of what a model can do, by name; UnsupportedTaskError where there are none."""
     model, size = checkpoint.model, checkpoint.preprocessing.image_size
     is_blip, heads = isinstance(model, Blip), set(model.config.heads)
-    if not heads - {"nlvr", "visdial"}:
+    if not heads - {"nlvr", "visdial", "prefix", "mlm"}:
         raise UnsupportedTaskError(f"Of a model with the heads {', '.join(heads)} there is nothing to export.")
     text, num_queries = _text_config(model)
     with torch.inference_mode():

@@ -90,6 +90,7 @@ class Tokenizer:
             self._wordpiece.token_to_id(token) or 0  # never None: they were checked or added above
             for token in ("[PAD]", "[UNK]", "[CLS]", "[SEP]", *_LAST)
         )
+        self.mask_id: int | None = self._wordpiece.token_to_id("[MASK]")  # None where the vocabulary has none
 
     @property
     def vocab_size(self) -> int:

@@ -56,7 +56,7 @@ class Benchmark(NamedTuple):
 BENCHMARKS = {
     "caption": Benchmark(evaluate_captioning, ("cider",), "captions", reference_captions),
     "retrieval": Benchmark(
-        evaluate_retrieval, ("itm/r_mean", "itc/r_mean"), "captions", lambda sample: sample.captions, 8
+        evaluate_retrieval, ("itm/r_mean", "itc/r_mean", "lm/r_mean"), "captions", lambda sample: sample.captions, 8
     ),
     "filter": Benchmark(evaluate_filter, ("auc",), "a `noise` field", lambda sample: "noise" in sample.info),
     "vqa": Benchmark(

@@ -36,10 +36,15 @@ def evaluate_retrieval(
     section 5.1. Deviation: the ITM score is P(match), where the released code adds the raw logit. Texts are cut to as
     many tokens as there (35 for BLIP, 32 for BLIP-2), but not also to 30 words. With `num_frames` the source's videos
     take the place of images (section 5.6). Images are read twice, so that no more than a batch of them is in memory.
-    Raises `SourceError` when no sample has a caption.
+
+    Without ITC every image is compared with every text: by ITM, and by a model that only writes ("lm") by the
+    log-probability of the text as its caption. Raises `SourceError` when no sample has a caption.
     """
+    has_itc, has_itm = ("similarity" in predictor.tasks), ("match" in predictor.tasks)
 
     def embed(samples: list[Sample]) -> list[Tensor]:
+        if not has_itc:
+            return [torch.zeros(0) for _ in samples]  # all texts have to be known first
         images = sample_images(predictor, samples, num_frames, batch_size)
         return list(predictor.embed_images(images, batch_size))
 
@@ -48,11 +53,23 @@ def evaluate_retrieval(
     image_ids = np.array([ids[sample.image_id] for sample in run.samples])
     texts = [caption for sample in run.samples for caption in sample.captions]
     text_ids = np.array([ids[sample.image_id] for sample in run.samples for _ in sample.captions])
+    counts = {"num_images": len(run.results), "num_texts": len(texts)}
+
+    def compare(samples: list[Sample]) -> list[Tensor]:
+        images = predictor.encode(sample_images(predictor, samples, num_frames, batch_size), batch_size)
+        if has_itm:
+            return list(predictor.match_matrix(images, texts, batch_size, predictor.retrieval_text_tokens))
+        written = predictor.score_captions(images, [texts] * len(samples), batch_size=batch_size)
+        return [torch.tensor([score.logprob for score in of_image]) for of_image in written]
+
+    if not has_itc:
+        compared = run_evaluation(source, compare, label="comparing", check_sample=require_caption, limit=limit)
+        all_pairs = torch.stack(compared.results).numpy()  # (I, T)
+        return run.report(counts, {"itm" if has_itm else "lm": _measured(all_pairs, all_pairs.T, image_ids, text_ids)})
     vectors = predictor.embed_texts(texts, batch_size, predictor.retrieval_text_tokens)
     similarity = similarity_matrix(torch.stack(run.results), vectors)  # (I, T)
-    counts = {"num_images": len(run.results), "num_texts": len(texts)}
     scores: dict[str, Any] = {"itc": _measured(similarity.numpy(), similarity.T.numpy(), image_ids, text_ids)}
-    if "match" not in predictor.tasks:
+    if not has_itm:
         return run.report(counts, scores)
     top_of_image = topk_mask(similarity, rerank)  # (I, T) bool
     top_of_text = topk_mask(similarity.T, rerank).T  # (I, T) bool

@@ -7,7 +7,7 @@ similarity matrix, Q queries of BLIP-2.
 
 import math
 from collections.abc import Callable, Sequence
-from typing import NamedTuple, Self, cast
+from typing import ClassVar, NamedTuple, Self, cast
 
 import torch
 import torch.nn.functional as F
@@ -16,6 +16,8 @@ from torch import Tensor, nn
 from openblip.errors import ConfigError, UnsupportedTaskError
 from openblip.models.config import GROUNDED_HEADS, Blip2Config, Blip2Head, BlipConfig, Head
 from openblip.models.decoder import CachedDecoder, read_prompt
+from openblip.models.language_model import train_adapters
+from openblip.models.vision_tower import run_without_graph
 from openblip.nn.attention import CrossAttention, DecodingCache, LayerKV, PairCrossAttention, record_attention
 from openblip.nn.config import Mode
 from openblip.nn.linear import Int8Linear, PackedLinear, replace_linear_layers
@@ -36,10 +38,16 @@ class CrossKV(NamedTuple):
 
 
 class ModelWithHeads(nn.Module):
-    """What BLIP and BLIP-2 share: heads, which the config names, and the temperature of ITC."""
+    """What BLIP and BLIP-2 share: heads, which the config names, the temperature of ITC, parts that can be frozen."""
 
     config: BlipConfig | Blip2Config
     log_temperature: nn.Parameter
+    freezable: ClassVar[tuple[str, ...]]
+    """The names of the parts that `freeze` takes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.frozen: tuple[str, ...] = ()
 
     @property
     def temperature(self) -> Tensor:
@@ -49,6 +57,34 @@ class ModelWithHeads(nn.Module):
         """
         self._require("itc")
         return self.log_temperature.exp()
+
+    def freeze(self, *parts: str) -> Self:
+        """Freeze the named parts, and unfreeze the other: no gradients, always eval mode. LoRA adapters of a language
+        model stay trainable.
+        """
+        for name in parts:
+            if name not in self.freezable:
+                raise ValueError(f"{name} cannot be frozen: choose of {' and '.join(self.freezable)}.")
+        for name in self.freezable:
+            part = self._modules.get(name)
+            for parameter_name, parameter in [] if part is None else part.named_parameters():
+                if parameter.is_floating_point():
+                    is_adapter = name == "language" and "lora_" in parameter_name
+                    parameter.requires_grad_(name not in parts or is_adapter)
+        self.frozen = parts
+        return self.train(self.training)
+
+    def frozen_parts(self) -> list[nn.Module]:
+        """The parts that `freeze` has frozen."""
+        return [part for part in map(self._modules.get, self.frozen) if part is not None]
+
+    def train(self, mode: bool = True) -> Self:
+        """Set training mode; frozen parts stay in eval mode, except for the dropout of their adapters."""
+        super().train(mode)
+        for part in self.frozen_parts():
+            part.eval()
+            train_adapters(part, mode)
+        return self
 
     def _require(self, *heads: Head | Blip2Head) -> None:
         """Raise UnsupportedTaskError unless one of `heads` is present."""
@@ -65,6 +101,7 @@ class Blip(ModelWithHeads):
     """
 
     config: BlipConfig
+    freezable = ("vision",)
 
     def __init__(self, config: BlipConfig) -> None:
         super().__init__()
@@ -76,6 +113,7 @@ class Blip(ModelWithHeads):
             modes=config.modes,
             context_dims=config.context_dims,
             images_per_text=2 if "nlvr" in heads else 1,
+            has_mlm_head="mlm" in heads,
         )
         self.shares_cross_attention = self.text.shares_cross_attention  # then `image_kv` is the same in both modes
         if "itc" in heads:
@@ -85,7 +123,7 @@ class Blip(ModelWithHeads):
             self.log_temperature = nn.Parameter(torch.tensor(math.log(INITIAL_TEMPERATURE)))
         if {"itm", "visdial"} & heads:
             self.itm_head = nn.Linear(width, 2)
-        if "visdial" in heads and width != config.vision.hidden_dim:
+        if {"visdial", "prefix"} & heads and width != config.vision.hidden_dim:
             self.caption_proj = nn.Linear(width, config.vision.hidden_dim)
         if "nlvr" in heads:
             self.nlvr_head = nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, 2))
@@ -107,12 +145,14 @@ class Blip(ModelWithHeads):
         self.text.pack_words()
 
     def encode_image(self, pixels: Tensor) -> Tensor:
-        """pixels: float (B, 3, S, S), normalised -> image tokens (B, N, Dv)."""
+        """pixels: float (B, 3, S, S), normalised -> image tokens (B, N, Dv); of a frozen encoder without a graph."""
+        if "vision" in self.frozen:
+            return run_without_graph(self.vision, pixels).to(next(self.text.parameters()).dtype)
         return cast(Tensor, self.vision(pixels))
 
     def encode_pair(self, pixels: Tensor) -> Tensor:
         """The left and the right image (B, 2, 3, S, S) -> their tokens (B, 2, N, Dv)."""
-        return cast(Tensor, self.vision(pixels.flatten(0, 1)).unflatten(0, pixels.shape[:2]))
+        return cast(Tensor, self.encode_image(pixels.flatten(0, 1)).unflatten(0, pixels.shape[:2]))
 
     def image_kv(self, image_tokens: Tensor, mode: Mode = "encode") -> CrossKV:
         """Cross-attention keys and values for a mode, computed once per image, video or pair (`judge_logits`). Where
@@ -130,16 +170,28 @@ class Blip(ModelWithHeads):
 
     def dialog_kv(self, image_tokens: Tensor, ids: Tensor, mask: Tensor) -> CrossKV:
         """Keys and values for `match_logits` of a dialog: B images (B, N, Dv), each followed by the states of its
-        caption, ids (B, T) from [CLS] (BLIP section 5.5, Figure 5c). Caption states of another width than the image's,
-        which the paper does not have, are projected to it.
+        caption, ids (B, T) from [CLS] (BLIP section 5.5, Figure 5c).
         """
         self._require("visdial")
-        states = self.text(ids, "encode", mask=mask)  # (B, T, D)
+        return self._joint_kv(image_tokens, self.text(ids, "encode", mask=mask), mask, "encode")
+
+    def prefix_kv(self, image_tokens: Tensor, ids: Tensor, mask: Tensor) -> CrossKV:
+        """Keys and values from which `decode` writes the rest of texts: B images (B, N, Dv), each followed by the
+        states of a text's beginning, ids (B, T) from [ENC], which was read with the image (SimVLM section 3.1).
+        """
+        self._require("prefix")
+        states = self.text(ids, "encode", mask, self.image_kv(image_tokens).layers)
+        return self._joint_kv(image_tokens, states, mask, "decode")
+
+    def _joint_kv(self, image_tokens: Tensor, states: Tensor, mask: Tensor, mode: Mode) -> CrossKV:
+        """Keys and values of images (B, N, Dv), each followed by states of a text (B, T, D). States of another width
+        than the image's, which the papers do not have, are projected to it.
+        """
         if self.config.text.hidden_dim != self.config.vision.hidden_dim:
             states = self.caption_proj(states)
         context = torch.cat([image_tokens, states.to(image_tokens.dtype)], dim=1)  # (B, N+T, Dv)
         whole = torch.cat([mask.new_ones(image_tokens.shape[:2]), mask], dim=1)
-        return CrossKV(self.text.context_kv(context, "encode", whole))
+        return CrossKV(self.text.context_kv(context, mode, whole))
 
     def embed_image(self, image_tokens: Tensor, num_frames: int = 1) -> Tensor:
         """(B, F*N, Dv) -> unit vectors (B, E) from the class token; for a video, their mean over the frames."""
@@ -176,11 +228,18 @@ class Blip(ModelWithHeads):
         self._require("nlvr")
         return cast(Tensor, self.nlvr_head(self.text(ids, "encode", mask, image_kv.layers)[:, 0]))
 
+    def masked_logits(self, ids: Tensor, mask: Tensor, image_kv: CrossKV) -> Tensor:
+        """ids (R, T) from [ENC], some of them hidden, over B images -> logits (R, T, V) of what stands there."""
+        self._require("mlm")
+        return self.text.predict_masked(self.text(ids, "encode", mask, image_kv.layers))
+
     def decode(self, ids: Tensor, context_kv: CrossKV, mask: Tensor | None = None) -> Tensor:
-        """ids (R, T) from [DEC] over B images or questions -> logits (R, T, V). The image-grounded decoder. mask: bool
-        (R, T), True at real tokens; needed only where padding stands before real tokens, since the decoder is causal.
+        """ids (R, T) from [DEC] over B images, questions or prefixes -> logits (R, T, V). The image-grounded decoder.
+
+        mask: bool (R, T), True at real tokens; needed only where padding stands before real tokens, since the decoder
+        is causal.
         """
-        self._require("lm", "vqa")
+        self._require("lm", "vqa", "prefix")
         return self.text.predict_words(self.text(ids, "decode", mask, context_kv.layers))
 
     def begin_texts(
@@ -189,7 +248,7 @@ class Blip(ModelWithHeads):
         """Read a prompt, int64 (P,) from [DEC], over B images or questions: what writes `samples` * `beams` texts of at
         most `max_new_tokens` for each, and the logits (B, V) for their first token.
         """
-        self._require("lm", "vqa")
+        self._require("lm", "vqa", "prefix")
         most_read = len(prompt_ids) + max_new_tokens - 1  # the last token is not read
         check_length(most_read, self.text.embeddings["decode"].position)
         cache = DecodingCache(self.config.text.num_layers, len(prompt_ids) + beams * (max_new_tokens - 1))

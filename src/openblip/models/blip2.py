@@ -16,7 +16,7 @@ from openblip.errors import ConfigError, UnsupportedTaskError
 from openblip.models.blip import INITIAL_TEMPERATURE, CrossKV, ModelWithHeads, initialise
 from openblip.models.config import Blip2Config
 from openblip.models.decoder import CachedDecoder, read_prompt
-from openblip.models.language_model import LanguageModel, Predicted, train_adapters
+from openblip.models.language_model import LanguageModel, Predicted
 from openblip.models.vision_tower import VisionTower, run_frozen, run_without_graph
 from openblip.nn.attention import CrossAttention, DecodingCache, SelfAttention, SelfAttentionCache, record_attention
 from openblip.nn.config import VisionConfig
@@ -55,6 +55,7 @@ class Blip2(ModelWithHeads):
     """
 
     config: Blip2Config
+    freezable = ("vision", "language")
 
     def __init__(
         self,
@@ -98,7 +99,6 @@ class Blip2(ModelWithHeads):
             nn.init.normal_(queries, std=0.02)
         self.vision = vision
         self.language = language
-        self.frozen: tuple[str, ...] = ()
 
     def pack(self) -> None:
         """Lay out the weights of all linear layers for inference on the CPU (`nn.linear`); they cannot be trained any
@@ -106,32 +106,6 @@ class Blip2(ModelWithHeads):
         """
         replace_linear_layers(self, PackedLinear)
         self.qformer.pack_words()
-
-    def freeze(self, *parts: str) -> Self:
-        """Freeze the named parts, of "vision" and "language", and unfreeze the other: no gradients, always eval mode.
-        LoRA adapters of a language model stay trainable.
-        """
-        for name in parts:
-            if name not in ("vision", "language"):
-                raise ValueError(f"{name} cannot be frozen: choose of vision and language.")
-        for part, frozen in ((self.vision, "vision" in parts), (self.language, "language" in parts)):
-            for name, parameter in [] if part is None else part.named_parameters():
-                if parameter.is_floating_point():
-                    parameter.requires_grad_(not frozen or (part is self.language and "lora_" in name))
-        self.frozen = parts
-        return self.train(self.training)
-
-    def frozen_parts(self) -> list[nn.Module]:
-        """The parts that `freeze` has frozen."""
-        return [part for part in map(self._modules.get, self.frozen) if part is not None]
-
-    def train(self, mode: bool = True) -> Self:
-        """Set training mode; frozen parts stay in eval mode, except for the dropout of their adapters."""
-        super().train(mode)
-        for part in self.frozen_parts():
-            part.eval()
-            train_adapters(part, mode)
-        return self
 
     def encode_image(self, pixels: Tensor) -> Tensor:
         """pixels: float (B, 3, S, S), normalised -> image features (B, N, Dv), before the norm. A frozen encoder keeps

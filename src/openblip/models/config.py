@@ -6,14 +6,20 @@ from typing import Any, Literal, get_args
 from openblip.errors import ConfigError
 from openblip.nn.config import Mode, QFormerConfig, TextConfig, VisionConfig, check_positive, check_setting
 
-Head = Literal["itc", "itm", "lm", "vqa", "nlvr", "visdial"]
+Head = Literal["itc", "itm", "lm", "vqa", "nlvr", "visdial", "mlm", "prefix"]
 
 HEADS: tuple[Head, ...] = get_args(Head)
 PRETRAINING_HEADS: tuple[Head, ...] = ("itc", "itm", "lm")
-GROUNDED_HEADS: dict[Mode, tuple[Head, ...]] = {"encode": ("itm", "vqa", "nlvr", "visdial"), "decode": ("lm", "vqa")}
+GROUNDED_HEADS: dict[Mode, tuple[Head, ...]] = {
+    "encode": ("itm", "vqa", "nlvr", "visdial", "mlm", "prefix"),
+    "decode": ("lm", "vqa", "prefix"),
+}
 """The heads whose texts attend to images, or to what was read with one, by the mode in which they are read."""
 # Heads whose texts attend to something else than one image, so that other heads cannot share their encoder.
-_ALONE: dict[Head, tuple[Head, ...]] = {"vqa": ("lm", "nlvr"), "nlvr": ("itm", "visdial", "vqa")}
+_ALONE: dict[Head, tuple[Head, ...]] = {
+    "vqa": ("lm", "nlvr", "prefix"),
+    "nlvr": ("itm", "visdial", "vqa", "mlm", "prefix"),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,7 +32,8 @@ class BlipConfig:
     """Width of the space in which ITC compares images and texts."""
     heads: tuple[Head, ...] = PRETRAINING_HEADS
     """itc: unimodal embeddings. itm: image-text matching. lm: caption decoder. vqa: question encoder and
-    answer decoder. nlvr: statements about two images. visdial: ranked answers in a dialog."""
+    answer decoder. nlvr: statements about two images. visdial: ranked answers in a dialog. mlm: masked words of a text
+    beside its image. prefix: an encoder of a caption's beginning and a decoder of the rest, both over the image."""
     pooled: bool = False
     """Whether ITC is that of transformers' BlipModel: the class token is normalised once more, [CLS] passes a
     tanh pooler, and the projections have no bias."""
@@ -47,7 +54,7 @@ class BlipConfig:
     @property
     def modes(self) -> tuple[Mode, ...]:
         """The modes of the text transformer that these heads need."""
-        needed = {"encode": set(self.heads) - {"lm"}, "decode": {"lm", "vqa"} & set(self.heads)}
+        needed = {"encode": set(self.heads) - {"lm"}, "decode": set(GROUNDED_HEADS["decode"]) & set(self.heads)}
         return tuple(mode for mode in get_args(Mode) if needed[mode])
 
     @property

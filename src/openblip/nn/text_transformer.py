@@ -156,7 +156,8 @@ class LanguageModelHead(nn.Module):
 
 class TextTransformer(nn.Module):
     """The text side of MED: unimodal encoder, image-grounded encoder and image-grounded decoder in one. context_dims:
-    width of what each mode attends to; a mode that reads text alone has none.
+    width of what each mode attends to; a mode that reads text alone has none. has_mlm_head: whether the encoder
+    predicts masked words.
     """
 
     def __init__(
@@ -166,6 +167,7 @@ class TextTransformer(nn.Module):
         modes: Sequence[Mode],
         context_dims: Mapping[Mode, int],
         images_per_text: Literal[1, 2] = 1,
+        has_mlm_head: bool = False,
     ) -> None:
         super().__init__()
         shared = _SHARED_PARTS[config.sharing]
@@ -186,6 +188,7 @@ class TextTransformer(nn.Module):
             for layer in range(config.num_layers)
         )
         self.lm_head = LanguageModelHead(config) if "decode" in modes else None
+        self.mlm_head = LanguageModelHead(config) if has_mlm_head else None
 
     def pack_words(self) -> None:
         """`LanguageModelHead.pack`, where there is a decoder."""
@@ -231,3 +234,9 @@ class TextTransformer(nn.Module):
         if self.lm_head is None:
             raise KeyError("This model has no decoder.")
         return cast(Tensor, self.lm_head(hidden, self.embeddings["decode"].word.weight))
+
+    def predict_masked(self, hidden: Tensor) -> Tensor:
+        """Encoder states (R, T, D) -> logits (R, T, V). KeyError for a model that predicts no masked words."""
+        if self.mlm_head is None:
+            raise KeyError("This model has no head for masked words.")
+        return cast(Tensor, self.mlm_head(hidden, self.embeddings["encode"].word.weight))

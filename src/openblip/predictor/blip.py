@@ -44,6 +44,8 @@ class BlipPredictor(BasePredictor):
         "vqa": ("answer",),
         "nlvr": ("judge",),
         "visdial": ("rank_answers",),
+        "mlm": (),
+        "prefix": ("caption",),
     }
     answer_decoding = Beam(num_beams=3, max_new_tokens=10, min_new_tokens=1)  # released code
     retrieval_text_tokens = 35
@@ -63,6 +65,10 @@ class BlipPredictor(BasePredictor):
         self._candidate_ids = lru_cache(maxsize=2**16)(self._read_candidate)
 
     def _image_kv(self, tokens: Tensor, mode: Mode) -> CrossKV:
+        """A decoder that continues prefixes writes after an empty one; the words of a prompt are its own first ones."""
+        if mode == "decode" and "prefix" in self.model.config.heads:
+            empty = self._tokenize([""] * len(tokens), self._encoder_id)
+            return self.model.prefix_kv(tokens, empty.ids, empty.mask)
         return self.model.image_kv(tokens, mode)
 
     def _embed(self, images: EncodedImages) -> Tensor:

@@ -44,6 +44,8 @@ FRESH: dict[str, tuple[str, ...]] = {
     "nlvr": ("nlvr_head.", ".merge."),
     "visdial": ("caption_proj.", "itm_head."),
     "llm": ("language_proj.",),
+    "mlm": ("mlm_head.",),
+    "prefix": ("caption_proj.",),
     "vqa": (".cross_attention.variants.decode.branch.key_value.weight",),  # reads questions, not images
 }
 BY_ENTRY = (".word.weight", "lm_head.bias")  # parameters with a row for each entry of the vocabulary

@@ -259,9 +259,12 @@ class BlipRun(Run):
     """Resolution to fine-tune the checkpoint at; None keeps its own."""
     drop_path: float | None = None
     """Stochastic depth of the checkpoint's image encoder while it is fine-tuned; None keeps its own."""
+    train_vision: bool = True
+    """Whether the image encoder is trained too; otherwise it stays as `init` or `vision_init` has it (LiT)."""
 
     conditions = (
         *Run.conditions,
+        Condition("drop-path model.vision.drop-path", lambda run: run.train_vision, "the image encoder is frozen"),
         Condition(
             "vocab-size",
             lambda run: run.init is None and run.tokenizer is None,
@@ -284,6 +287,8 @@ class BlipRun(Run):
             raise ConfigError("--drop-path is for fine-tuning; a new model's is --model.vision.drop-path.")
         if self.init is None and self.image_size is not None:
             raise ConfigError("--image-size is for fine-tuning; a new model's is --model.vision.image-size.")
+        if not self.train_vision and self.init is None and self.vision_init is None:
+            raise ConfigError("An image encoder that is not trained must come from --vision-init or --init.")
         check_text_start(self.text_init, self.tokenizer)
 
     def initialize(self, mixture: "Mixture") -> "BlipCheckpoint":
@@ -313,6 +318,8 @@ class BlipRun(Run):
             if self.text_init is not None:
                 backbones.init_text(model.text, self.text_init)
             checkpoint = BlipCheckpoint(model, tokenizer, Preprocessing(image_size=self.model.vision.image_size))
+        if not self.train_vision:
+            checkpoint.model.freeze("vision")
         # Every task that reads texts beside images begins them with [ENC], whatever the checkpoint did.
         return checkpoint._replace(prompt=getattr(self.task, "prompt", checkpoint.prompt), encoder_token="[ENC]")
 

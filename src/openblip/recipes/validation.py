@@ -14,6 +14,7 @@ from openblip.tasks import config as tasks
 BENCHMARK_OF_TASK = {
     tasks.PretrainingConfig: "retrieval",
     tasks.RetrievalConfig: "retrieval",
+    tasks.PrefixConfig: "caption",
     tasks.CaptioningConfig: "caption",
     tasks.QuestionAnsweringConfig: "vqa",
     tasks.NlvrConfig: "nlvr",

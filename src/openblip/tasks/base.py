@@ -122,6 +122,10 @@ class BlipTask(Task):
     def max_positions(cls, model: Blip) -> int:
         return model.config.text.max_positions
 
+    def frozen_parts(self) -> Sequence[nn.Module]:
+        """The image encoder, where it is frozen."""
+        return self.model.frozen_parts()
+
 
 class Blip2Task(Task):
     """A task over a BLIP-2, parts of which are usually frozen."""

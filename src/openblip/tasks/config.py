@@ -5,13 +5,13 @@ from typing import ClassVar, Literal, get_args
 
 from openblip.errors import Condition, ConfigError
 
-Objective = Literal["itc", "itm", "lm"]
+Objective = Literal["itc", "itm", "lm", "mlm"]
 Negatives = Literal["hard", "random"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class ContrastiveConfig:
-    """ITC against a queue, with soft targets of a momentum model (BLIP section 3.2 and appendix; ALBEF)."""
+    """ITC against a queue; a momentum model gives soft targets to it and to MLM (BLIP section 3.2, appendix; ALBEF)."""
 
     queue_size: int = 57600
     """Number of image and text embeddings of earlier steps that serve as further keys."""
@@ -35,17 +35,21 @@ class InBatchConfig:
 class PretrainingConfig:
     """ITC + ITM + LM, unweighted (BLIP section 3.2), or some of them."""
 
-    objectives: tuple[Objective, ...] = get_args(Objective)
-    """The losses that are added up, which are also the model's heads."""
+    objectives: tuple[Objective, ...] = ("itc", "itm", "lm")
+    """The losses that are added up, which are also the model's heads. mlm: masked words (ALBEF section 3.1)."""
     contrastive: ContrastiveConfig | InBatchConfig = field(default_factory=ContrastiveConfig)
-    """What ITC compares a pair with."""
+    """What ITC compares a pair with, and whether a momentum model gives soft targets."""
     negatives: Negatives = "hard"
     """Which wrong pairs ITM sees: those that ITC finds similar, or any of the batch."""
     label_smoothing: float = 0.1
     """Of the predicted tokens: the share of the target that is spread over the whole vocabulary."""
 
     conditions: ClassVar[tuple[Condition, ...]] = (
-        Condition("contrastive", lambda task: "itc" in task.objectives, "the objectives are without itc"),
+        Condition(
+            "contrastive",
+            lambda task: bool({"itc", "mlm"} & set(task.objectives)),
+            "the objectives are without itc and mlm",
+        ),
         Condition("negatives", lambda task: "itm" in task.objectives, "the objectives are without itm"),
         Condition("label-smoothing", lambda task: "lm" in task.objectives, "the objectives are without lm"),
     )
@@ -67,6 +71,14 @@ class RetrievalConfig:
     """What ITC compares a pair with."""
     negatives: Negatives = "hard"
     """Which wrong pairs ITM sees: those that ITC finds similar, or any of the batch."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PrefixConfig:
+    """Prefix language modelling: an encoder reads a caption's beginning, a decoder writes the rest (SimVLM)."""
+
+    label_smoothing: float = 0.0
+    """Of the predicted tokens: the share of the target that is spread over the whole vocabulary."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -150,6 +162,12 @@ class LanguagePretrainingConfig:
 
 
 BlipTaskConfig = (
-    PretrainingConfig | RetrievalConfig | CaptioningConfig | QuestionAnsweringConfig | NlvrConfig | VisdialConfig
+    PretrainingConfig
+    | RetrievalConfig
+    | PrefixConfig
+    | CaptioningConfig
+    | QuestionAnsweringConfig
+    | NlvrConfig
+    | VisdialConfig
 )
 Blip2TaskConfig = Blip2Stage1Config | Blip2Stage2Config | PromptedAnsweringConfig | InstructionConfig

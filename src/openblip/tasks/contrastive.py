@@ -8,7 +8,7 @@ width, V vocabulary.
 """
 
 from dataclasses import replace
-from typing import Any
+from typing import Any, Self
 
 import torch
 import torch.nn.functional as F
@@ -16,8 +16,10 @@ from torch import Tensor
 
 from openblip import objectives
 from openblip.data.batch import ImageTextBatch
+from openblip.data.config import DataConfig, Preprocessing
 from openblip.data.tokenizer import Tokenizer, Tokens
-from openblip.distributed import gather, gather_padded, gather_with_gradient, world_size
+from openblip.distributed import gather, gather_padded, gather_with_gradient, local_rows, world_size
+from openblip.errors import ConfigError
 from openblip.models.blip import Blip, CrossKV, encode_media, similarity_matrix
 from openblip.models.blip2 import Blip2
 from openblip.models.config import Blip2Head, Head
@@ -35,7 +37,7 @@ Similarities = tuple[Tensor, Tensor]
 
 
 class Pretraining(BlipTask):
-    """ITC, ITM and LM, or some of them, over a BLIP; inference never sees the momentum model and queue of ITC."""
+    """ITC, ITM, LM and MLM, or some of them, over a BLIP; inference never sees their momentum model and queue."""
 
     config: PretrainingConfig | RetrievalConfig
     momentum_model: Blip | None
@@ -43,29 +45,49 @@ class Pretraining(BlipTask):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         settings, self.momentum_model = self.config.contrastive, None
-        if isinstance(settings, ContrastiveConfig) and "itc" in self.config.objectives:
-            self.momentum_model = _make_momentum_model(self.model)
-            self.queue = objectives.EmbeddingQueue(settings.queue_size, self.model.config.embed_dim)
+        taught: tuple[Head, ...] = tuple(head for head in self.config.objectives if head in ("itc", "mlm"))
+        if isinstance(settings, ContrastiveConfig) and taught:
+            self.momentum_model = _make_momentum_model(self.model, taught)
+            queue_size = settings.queue_size if "itc" in taught else 0
+            self.queue = objectives.EmbeddingQueue(queue_size, self.model.config.embed_dim)
         self._pending: list[tuple[Tensor, Tensor, Tensor]] = []
 
     @classmethod
     def heads(cls, config: PretrainingConfig | RetrievalConfig) -> tuple[Head, ...]:
         return config.objectives
 
+    @classmethod
+    def build(cls, config: Any, data: DataConfig, model: Any, tokenizer: Any, preprocessing: Preprocessing) -> Self:
+        if "mlm" in config.objectives and tokenizer.mask_id is None:
+            raise ConfigError(
+                "The vocabulary has no [MASK], which stands for the words that mlm hides: choose another."
+            )
+        return super().build(config, data, model, tokenizer, preprocessing)
+
     def forward(self, batch: ImageTextBatch, step: int, generator: torch.Generator) -> dict[str, Tensor]:
         """A loss for each of the objectives, by its name."""
         pixels = self.preprocessing.normalize(batch.pixels)
         image_tokens = encode_media(self.model.encode_image, pixels)  # once for all
+        momentum_tokens = None
+        if self.momentum_model is not None:
+            with torch.no_grad():
+                momentum_tokens = encode_media(self.momentum_model.encode_image, pixels)
         losses: dict[str, Tensor] = {}
         similarities = image_kv = None
+        texts = replace_first(batch.tokens, self.tokenizer.enc_id)
         if "itc" in self.config.objectives:
-            losses["itc"], similarities = self.contrastive_loss(batch, pixels, image_tokens, step)
-        if "itm" in self.config.objectives:
+            num_frames = pixels.shape[1] if pixels.dim() == 5 else 1
+            losses["itc"], similarities = self.contrastive_loss(batch, image_tokens, momentum_tokens, num_frames, step)
+        if {"itm", "mlm"} & set(self.config.objectives):
             image_kv = self.model.image_kv(image_tokens)
-            texts = replace_first(batch.tokens, self.tokenizer.enc_id)
+        if "itm" in self.config.objectives:
+            assert image_kv is not None
             pairs = (texts, image_tokens, image_kv, batch.image_ids)
             by = similarities if self.config.negatives == "hard" else None
             losses["itm"] = matching_loss(self.model, *pairs, by, generator)
+        if "mlm" in self.config.objectives:
+            assert image_kv is not None
+            losses["mlm"] = self._masked_loss(texts, image_kv, momentum_tokens, step, generator)
         if isinstance(self.config, PretrainingConfig) and "lm" in self.config.objectives:
             if image_kv is None or not self.model.shares_cross_attention:
                 image_kv = self.model.image_kv(image_tokens, "decode")
@@ -76,23 +98,22 @@ class Pretraining(BlipTask):
         return losses
 
     def contrastive_loss(
-        self, batch: ImageTextBatch, pixels: Tensor, image_tokens: Tensor, step: int
+        self, batch: ImageTextBatch, image_tokens: Tensor, momentum_tokens: Tensor | None, num_frames: int, step: int
     ) -> tuple[Tensor, Similarities]:
         """ITC, and the similarities by which ITM chooses its negatives.
 
-        pixels: the batch's, normalised. image_tokens: (B, F*N, D), what the model's image encoder makes of them.
+        image_tokens, momentum_tokens: (B, F*N, D), what the image encoders of model and momentum model make of a batch.
         """
         tokens, ids, temperature = batch.tokens, batch.image_ids, self.model.temperature
-        frames = pixels.shape[1] if pixels.dim() == 5 else 1
-        image = self.model.embed_image(image_tokens, frames)  # (B, E)
+        image = self.model.embed_image(image_tokens, num_frames)  # (B, E)
         text = self.model.embed_text(tokens.ids, tokens.mask)  # (B, E)
         settings = self.config.contrastive
         if isinstance(settings, InBatchConfig):
             return in_batch_loss(image, text, ids, temperature, settings.label_smoothing)
         assert self.momentum_model is not None  # made with these settings
+        assert momentum_tokens is not None
         with torch.no_grad():
-            momentum_tokens = encode_media(self.momentum_model.encode_image, pixels)
-            momentum_image = self.momentum_model.embed_image(momentum_tokens, frames)
+            momentum_image = self.momentum_model.embed_image(momentum_tokens, num_frames)
             momentum_text = self.momentum_model.embed_text(tokens.ids, tokens.mask)
         joint = (gather(momentum_image), gather(momentum_text), gather(ids))
         self._pending.append(joint)
@@ -101,6 +122,28 @@ class Pretraining(BlipTask):
         loss = objectives.itc_loss(image, text, momentum_image, momentum_text, ids, keys, temperature, alpha)
         with torch.no_grad():
             return loss, (image @ joint[1].T / temperature, text @ joint[0].T / temperature)
+
+    def _masked_loss(
+        self, texts: Tokens, image_kv: CrossKV, momentum_tokens: Tensor | None, step: int, generator: torch.Generator
+    ) -> Tensor:
+        """MLM of texts (B, T) from [ENC]. Processes hide the tokens that one process would hide."""
+        size, length = texts.ids.shape
+        shape = size * world_size(), self.model.config.text.max_positions, 3
+        uniform = local_rows(torch.rand(shape, generator=generator), size)[:, :length]
+        can_hide = texts.mask & (texts.ids != self.tokenizer.enc_id) & (texts.ids != self.tokenizer.sep_id)
+        assert self.tokenizer.mask_id is not None  # `build` has seen to it
+        uniform = uniform.to(texts.ids.device, non_blocking=True)
+        ids, labels = objectives.hide_tokens(
+            texts.ids, can_hide, uniform, self.tokenizer.mask_id, self.tokenizer.vocab_size
+        )
+        logits, settings = self.model.masked_logits(ids, texts.mask, image_kv), self.config.contrastive
+        if self.momentum_model is None or momentum_tokens is None or not isinstance(settings, ContrastiveConfig):
+            return objectives.masked_lm_loss(logits, labels)
+        with torch.no_grad():
+            momentum_kv = self.momentum_model.image_kv(momentum_tokens)
+            momentum_logits = self.momentum_model.masked_logits(ids, texts.mask, momentum_kv)
+        alpha = objectives.alpha_at(step, settings.alpha, settings.alpha_ramp_steps)
+        return objectives.masked_lm_loss(logits, labels, momentum_logits, alpha)
 
     def after_step(self) -> None:
         """Clamp the temperature, let the momentum model follow, and queue the embeddings of this step."""
@@ -117,13 +160,13 @@ class Pretraining(BlipTask):
         self._pending.clear()
 
 
-def _make_momentum_model(model: Blip) -> Blip:
-    """A frozen copy of what ITC needs: vision, text encoder and the two projections. It has no dropout, also while the
-    task trains: the released code leaves it on, which only adds noise to the targets.
+def _make_momentum_model(model: Blip, heads: tuple[Head, ...]) -> Blip:
+    """A frozen copy of what these heads need: of ITC vision, text encoder and the two projections. It has no dropout,
+    also while the task trains: the released code leaves it on, which only adds noise to the targets.
     """
     vision = replace(model.config.vision, drop_path=0.0)
     text = replace(model.config.text, dropout=0.0)
-    momentum_model = Blip(replace(model.config, vision=vision, text=text, heads=("itc",)))
+    momentum_model = Blip(replace(model.config, vision=vision, text=text, heads=heads))
     weights = model.state_dict()
     momentum_model.load_state_dict({name: weights[name] for name in momentum_model.state_dict()})
     return momentum_model.requires_grad_(False).eval()

@@ -1,0 +1,95 @@
+"""The systems that BLIP is compared with: each trains, is read back, and does through the predictor what it can."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from small_runs import COLORS, SIZE, assert_fallen, small, train, write_boxes
+
+import openblip
+from openblip.data.sources import open_source
+from openblip.errors import ConfigError
+from openblip.evaluation.retrieval import evaluate_retrieval
+from openblip.models.config import BlipConfig
+from openblip.nn.config import TextConfig, VisionConfig
+from openblip.recipes import systems
+from openblip.recipes.run import BlipRun
+from openblip.tasks.config import ContrastiveConfig, PretrainingConfig
+
+VISION = VisionConfig(image_size=SIZE, patch_size=8, hidden_dim=64, num_layers=2, num_heads=4, mlp_dim=128)
+TEXT = TextConfig(hidden_dim=48, num_layers=2, num_heads=4, mlp_dim=96, max_positions=40, dropout=0.0)
+CALLS = {
+    "clip-mini": {"similarity", "embed_images", "embed_texts"},
+    "lit-mini": {"similarity", "embed_images", "embed_texts"},
+    "albef-mini": {"similarity", "embed_images", "embed_texts", "match", "match_matrix"},
+    "simvlm-mini": {"caption"},
+}
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("boxes")
+    write_boxes(folder)
+    return folder
+
+
+def system(name: str, root: Path, out: Path, steps: int, **changes: Any) -> BlipRun:
+    run = getattr(systems, name.replace("-", "_"))()
+    if isinstance(run.task, PretrainingConfig) and isinstance(run.task.contrastive, ContrastiveConfig):
+        run = replace(run, task=replace(run.task, contrastive=ContrastiveConfig(queue_size=0, momentum=0.9)))
+    vision = {} if run.train_vision else {"vision_init": str(root / "encoder")}
+    shape = BlipConfig(vision=VISION, text=TEXT, embed_dim=16)
+    settings: dict[str, Any] = {"model": shape, "vocab_size": 300, **vision, **changes}
+    return small(run, root / "pairs.jsonl", out, steps=steps, **settings)
+
+
+def images(root: Path) -> list[str]:
+    return [str(root / f"{color}-{side}.png") for color in COLORS for side in ("left", "right")]
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_a_system_is_read_back_as_it_was_trained(name: str, root: Path, tmp_path: Path) -> None:
+    run = system(name, root, tmp_path / "run", steps=2)
+    train(run)
+    model = openblip.load(run.out, device="cpu")
+    assert model.tasks == CALLS[name]
+    model.save(tmp_path / "saved")
+    again = openblip.load(tmp_path / "saved", device="cpu")
+    assert again.fingerprint() == model.fingerprint()
+    texts = ["a red box on the left", "a blue box"]
+    for call in ("similarity", "match_matrix"):
+        if call in model.tasks:
+            assert torch.equal(getattr(again, call)(images(root), texts), getattr(model, call)(images(root), texts))
+    if "caption" in model.tasks:
+        assert again.caption(images(root)) == model.caption(images(root))
+        assert again.score_captions(images(root), texts) == model.score_captions(images(root), texts)
+
+
+@pytest.mark.slow
+def test_a_decoder_of_prefixes_learns_to_caption_and_to_rank(root: Path, tmp_path: Path) -> None:
+    simvlm = system("simvlm-mini", root, tmp_path / "simvlm", steps=80)
+    assert_fallen(train(simvlm), 0.4)
+    model = openblip.load(simvlm.out, device="cpu")
+    expected = [f"a {color} box on the {side}" for color in COLORS for side in ("left", "right")]
+    written = model.caption(images(root), return_scores=True)
+    assert sum(each.text == caption for each, caption in zip(written, expected, strict=True)) >= 4  # by chance 1
+    given = model.score_captions(images(root), [[each.text] for each in written])
+    assert [score.logprob for (score,) in given] == pytest.approx([each.logprob for each in written], abs=1e-3)
+    assert evaluate_retrieval(model, open_source(str(root / "pairs.jsonl")))["lm"]["ir_r1"] > 0.4
+
+
+def test_a_locked_image_encoder_stays_as_it_was(root: Path, tmp_path: Path) -> None:
+    """Also in bfloat16, in which the rest of the model is trained."""
+    run = system("lit-mini", root, tmp_path / "run", steps=2)
+    run = replace(run, training=replace(run.training, dtype="bfloat16"))
+    train(run)
+    trained, encoder = (openblip.load(folder, device="cpu").model for folder in (run.out, root / "encoder"))
+    for name, weight in encoder.vision.state_dict().items():
+        assert torch.equal(trained.vision.state_dict()[name], weight), name
+    state = next((tmp_path / "run" / "checkpoints").glob("step_*"))
+    names = torch.load(state / "task.pt", weights_only=True)
+    assert not [name for name in names if name.startswith("model.vision.")]
+    with pytest.raises(ConfigError, match="must come from --vision-init or --init"):
+        replace(run, vision_init=None).check()
