@@ -329,6 +329,28 @@ def test_uploads_and_several_models() -> None:
     served(test, talker, looker)
 
 
+def test_images_at_urls_are_fetched_where_they_are_allowed(monkeypatch: pytest.MonkeyPatch) -> None:
+    url = "https://good.example/a.png"
+    chat = {"role": "user", "content": [{"type": "image_url", "image_url": {"url": url}}]}
+
+    async def test(client: Client, server: ModelServer) -> None:
+        for path, body in (("/caption", {"images": [IMAGE, url]}), ("/v1/chat/completions", {"messages": [chat]})):
+            refused = await client.ask(path, {"model": "a", **body})
+            assert (refused.status, "opens no URL" in refused.body["error"]["message"]) == (422, True)
+
+        async def fetch(urls: Sequence[str]) -> list[bytes]:
+            return [each.encode() for each in urls]
+
+        monkeypatch.setattr(server.fetcher, "fetch", fetch)
+        reply = await client.ask("/caption", {"images": [IMAGE, url, IMAGE]})
+        sizes = [len(png()), len(url), len(png())]
+        assert [row[0]["text"] for row in reply.body["captions"]] == [f"a {size}" for size in sizes]
+        reply = await client.ask("/v1/chat/completions", {"model": "a", "messages": [chat]})
+        assert reply.body["choices"][0]["message"]["content"] == f"a {len(url)}"
+
+    served(test, Worker("a"))
+
+
 def test_search_asks_the_index() -> None:
     asked: list[Any] = []
 

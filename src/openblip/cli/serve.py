@@ -7,7 +7,7 @@ import os
 import signal
 import sys
 import webbrowser
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
@@ -27,6 +27,7 @@ def command(
     host: str = "127.0.0.1",
     port: int = 8000,
     api_key_file: Path | None = None,
+    allow_image_url: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = (),
     device: DeviceOptions,
     limits: ServerLimits,
 ) -> int:
@@ -42,13 +43,15 @@ def command(
         host: address to listen at; 0.0.0.0 is every one of this machine.
         port: port to listen at; 0 is any free one.
         api_key_file: a file of keys, one on each line; a request must have one of them.
+        allow_image_url: a prefix such as https://HOST/PATH, below which images are fetched; may be given again. Other
+            URLs are refused.
     """
     if not model:
         raise ConfigError("--model must be given")
     require_server_packages()
     serve_models(
         _named(model), index=index, capfilt=capfilt, host=host, port=port, keys=keys_of(api_key_file), device=device,
-        limits=limits,
+        limits=limits, image_urls=allow_image_url,
     )  # fmt: skip
     return 0
 
@@ -63,6 +66,7 @@ def serve_models(
     keys: list[str],
     device: DeviceOptions,
     limits: ServerLimits,
+    image_urls: Sequence[str] = (),
     opens_page: bool = False,
 ) -> None:
     """Serve checkpoints by their names until SIGTERM or Ctrl-C. opens_page: in a browser, where there is a display."""
@@ -80,7 +84,7 @@ def serve_models(
         found = ImageIndex(index, device=device.device, dtype=device.dtype)
     routers = [page_router()] if capfilt is None else [page_router(), capfilt_router(capfilt)]
     with _deployed(models, device, limits) as handles:
-        server = ModelServer(handles, limits, found)
+        server = ModelServer(handles, limits, found, image_urls=image_urls)
         app = make_app(server, keys=keys, routers=[*routers, openai_router(server)])
         config = uvicorn.Config(app, host=host, port=port, log_level="warning", access_log=False)
         asyncio.run(_run(uvicorn.Server(config), server, limits, opens_page))
@@ -89,6 +93,7 @@ def serve_models(
 def require_server_packages() -> None:
     """Raises MissingExtraError when the server cannot run."""
     try:
+        import aiohttp  # noqa: F401
         import fastapi  # noqa: F401
         import prometheus_client  # noqa: F401
         import python_multipart  # noqa: F401

@@ -31,11 +31,12 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from openblip import Beam, Greedy, Nucleus
 from openblip.data.images import read_image
 from openblip.data.reader import num_cores
-from openblip.errors import ConfigError, ImageError, OpenBlipError
+from openblip.errors import ConfigError, OpenBlipError
 from openblip.predictor.base import CAPTION_DECODING, CHAT_DECODING
 from openblip.serve import schema
 from openblip.serve.config import ServerLimits
 from openblip.serve.openai import openai_error
+from openblip.serve.remote_images import ImageFetcher
 from openblip.serve.worker import ModelCall, WorkerReply
 
 OPEN_PATHS = ("/", "/health", "/ready", "/openapi.json", "/page.css", "/page.js")  # without a key
@@ -53,10 +54,17 @@ class ModelServer:
     """The models that are served: `ModelCalls` of the OpenAI routes, and of the routes here."""
 
     def __init__(
-        self, handles: Mapping[str, Any], limits: ServerLimits, index: Any = None, *, num_replicas: int = 1
+        self,
+        handles: Mapping[str, Any],
+        limits: ServerLimits,
+        index: Any = None,
+        *,
+        num_replicas: int = 1,
+        image_urls: Sequence[str] = (),
     ) -> None:
         """handles: of the deployments, by the name of the model; each has `num_replicas` workers. index: an open
-        `ImageIndex`, for /search.
+        `ImageIndex`, for /search. image_urls: prefixes below which images are fetched. Raises ConfigError for what is
+        no prefix.
         """
         self.handles, self.limits, self.index, self.num_replicas = handles, limits, index, num_replicas
         self.about: dict[str, dict[str, Any]] = {}  # of models that have answered once
@@ -64,6 +72,7 @@ class ModelServer:
         """The living workers of each model by their ids, with what waits for their death."""
         self.died = {name: asyncio.Event() for name in handles}
         self.is_draining = False
+        self.fetcher = ImageFetcher(image_urls, max_bytes=limits.max_body * 1_000_000, timeout=limits.timeout)
         self.num_searching, self.search_threads = 0, ThreadPoolExecutor(num_cores())
         self.num_waiting = dict.fromkeys(handles, 0)
         self.registry = registry = CollectorRegistry()
@@ -169,17 +178,13 @@ class ModelServer:
         return best
 
     async def read_images(self, images: Sequence[bytes | str]) -> list[bytes]:
-        """The files of the images of a request, at most so many as the limits say. Raises ImageError for a URL: this
-        server asks nothing of other machines.
+        """The files of the images of a request, at most so many as the limits say; those at URLs are fetched. Raises
+        ImageError for a URL that is not allowed or gives no file.
         """
         if len(images) > self.limits.max_images:
             raise HTTPException(422, f"{len(images)} images: a request has at most {self.limits.max_images}")
-        files = []
-        for image in images:
-            if isinstance(image, str):
-                raise ImageError("images are taken as data URIs or uploads; this server opens no URL")
-            files.append(image)
-        return files
+        fetched = iter(await self.fetcher.fetch([image for image in images if isinstance(image, str)]))
+        return [next(fetched) if isinstance(image, str) else image for image in images]
 
     def check_texts(self, count: int) -> None:
         """Raises HTTPException for a request of more texts than the limits say; one counts again for each image."""
@@ -410,6 +415,7 @@ def make_app(server: ModelServer, *, keys: Sequence[str] = (), routers: Sequence
         watching = asyncio.create_task(server.watch())
         yield
         watching.cancel()
+        await server.fetcher.close()
 
     app = FastAPI(title="OpenBLIP", docs_url=None, redoc_url=None, lifespan=lifespan)
     app.state.server = server

@@ -60,7 +60,7 @@ def _read_images_field(value: Any) -> Any:
 
 _IMAGE_SCHEMA: dict[str, Any] = {
     "type": "string",
-    "description": "A data URI. A multipart upload sends a file of this name instead.",
+    "description": "A data URI, or a URL that this server allows. A multipart upload has a file of this name instead.",
     "examples": ["data:image/png;base64,iVBORw0KGgo="],
 }
 _IMAGES_SCHEMA = {"anyOf": [_IMAGE_SCHEMA, {"type": "array", "items": _IMAGE_SCHEMA}]}
