@@ -10,7 +10,7 @@ from torch import Tensor
 
 from listed_source import ListSource, Numbered, NumberEncoder, numbers, sample, scored
 from openblip.data.sample import Sample
-from openblip.errors import SourceError
+from openblip.errors import ConfigError, SourceError
 from openblip.evaluation.nlvr import evaluate_nlvr
 from openblip.evaluation.question_answering import evaluate_question_answering
 from openblip.evaluation.visdial import evaluate_visdial
@@ -24,6 +24,7 @@ class Answerer(NumberEncoder):
     written: list[str]
     chosen: dict[int, str] = field(default_factory=dict)
     calls: list[tuple[list[int], Any, Any]] = field(default_factory=list)
+    examples: list[Any] = field(default_factory=list)
 
     def answer(
         self,
@@ -34,7 +35,9 @@ class Answerer(NumberEncoder):
         decoding: Any,
         batch_size: int | None,
         return_scores: bool = False,
+        examples: Any = (),
     ) -> list[Any]:
+        self.examples = list(examples)
         shown = images.numbers.tolist()
         assert len(shown) == len(questions)
         self.calls.append((shown, candidates, decoding))
@@ -122,6 +125,18 @@ def test_candidates_and_decoding_are_passed_on() -> None:
     decoding = Beam(num_beams=2, max_new_tokens=4)
     evaluate_question_answering(model, source, candidates=["yes", "no"], decoding=decoding, limit=2)
     assert model.calls == [([0, 1], ["yes", "no"], decoding)]
+
+
+def test_examples_are_the_first_questions_with_answers_and_are_not_scored() -> None:
+    source = ListSource([asked(0), asked(1, ["no", "two", "two"]), asked(2, ["cat"]), asked(3, ["dog"]), asked(4)])
+    model = Answerer(["yes", "no", "cat", "cow", "x"])
+    scores = evaluate_question_answering(model, source, num_examples=2)
+    assert model.examples == [(b"1", "Question 1?", "two"), (b"2", "Question 2?", "cat")]
+    assert (scores["num_questions"], scores["num_scored"], scores["accuracy"]) == (3, 1, 0.0)
+    with pytest.raises(ConfigError, match="3 questions with answers, fewer than 4"):
+        evaluate_question_answering(model, source, num_examples=4)
+    assert evaluate_question_answering(model, source)["num_scored"] == 3
+    assert model.examples == []
 
 
 def test_questions_about_clips_read_their_frames_also_with_choices() -> None:

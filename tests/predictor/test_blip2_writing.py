@@ -7,10 +7,11 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_predictor import IMAGES, blip2_predictor, check_batches
+from tiny_predictor import IMAGES, blip2_predictor, check_batches, make_predictor
 from torch import Tensor
 
 from marks import slow
+from openblip.errors import ConfigError
 from openblip.generation.decoding import Beam, Decoding, Greedy, Nucleus
 from openblip.generation.language import write_texts
 from openblip.generation.search import generate
@@ -149,6 +150,33 @@ def test_several_questions_about_one_image(answerer: Blip2Predictor) -> None:
     found = answerer.answer(IMAGES[3], QUESTIONS, batch_size=2)
     assert found == answerer.answer([IMAGES[3]] * 5, QUESTIONS)
     assert answerer.answer(IMAGES[3], QUESTIONS[0]) == found[0]
+
+
+def test_examples_stand_before_every_question(answerer: Blip2Predictor) -> None:
+    examples = [(IMAGES[0], "What is it?", "Two"), (IMAGES[1], "Why?", "a big green tree")]
+    found = answerer.answer(IMAGES[2:4], QUESTIONS[2:4], return_scores=True, examples=examples)
+    language = answerer.model.require_language()
+    short = "Short answer" if language.is_encoder_decoder else "Answer"
+    parts = []
+    for place, (_, question, answer) in enumerate(examples):
+        ids = language.tokenizer(f"Question: {question} {short}: {answer}").input_ids
+        ids += [] if language.is_encoder_decoder else [language.end_id]
+        words = language.model.get_input_embeddings()(torch.tensor([ids]))
+        parts += [visual_prompts(answerer, place, question.lower()), words]
+    for place, question in ((2, QUESTIONS[2]), (3, QUESTIONS[3])):
+        visual = torch.cat([*parts, visual_prompts(answerer, place, question)], dim=1)
+        ((text,),) = write_texts(language, visual, [f"Question: {question} {short}:"], answerer.answer_decoding)
+        assert found[place - 2].ids[: len(text.ids)] == tuple(text.ids)
+        assert found[place - 2].logprob == pytest.approx(text.logprob, abs=1e-4)
+    alone = answerer.answer(IMAGES[2:4], QUESTIONS[2:4], return_scores=True)
+    assert all(one.logprob != other.logprob for one, other in zip(found, alone, strict=True))
+    chosen = answerer.answer(IMAGES[2], QUESTIONS[2], candidates=CANDIDATES, examples=examples)
+    assert chosen in CANDIDATES
+    for hostile in ([IMAGES[0]], [(IMAGES[0], "why?")], [(IMAGES[0], "why?", 2)]):
+        with pytest.raises(ConfigError, match="an image, a question and its answer"):
+            answerer.answer(IMAGES[2], "why?", examples=hostile)  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="leave them out"):
+        make_predictor("vqa").answer(IMAGES[2], "why?", examples=examples)
 
 
 CANDIDATES = ["yes", "two", "a big green tree", "dog"]

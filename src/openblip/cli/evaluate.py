@@ -39,6 +39,8 @@ class TaskOptions:
     """Classification: a JSON list of the classes, or an object with the text for each label."""
     templates: Path | None = None
     """Classification: a JSON list of texts with {} for the class."""
+    num_examples: int = 0
+    """Questions: the first so many stand, with their answers, before each other one; for BLIP-2."""
     num_frames: int | None = None
     """Video: frames of a video; 8 for retrieval and 16 for questions when not given (paper)."""
     num_beams: int | None = None
@@ -51,8 +53,8 @@ class TaskOptions:
     """Captions and answers: no so many tokens in a row occur twice; 0 (off) when not given."""
 
     def __post_init__(self) -> None:
-        if self.rerank < 1 or (self.num_frames is not None and self.num_frames < 1):
-            raise ConfigError("--rerank and --num-frames must be at least 1")
+        if self.rerank < 1 or self.num_examples < 0 or (self.num_frames is not None and self.num_frames < 1):
+            raise ConfigError("--rerank and --num-frames must be at least 1, and --num-examples at least 0")
 
     def beam(self, default: Beam) -> Beam:
         """Return `default` with what is given."""
@@ -69,6 +71,7 @@ def _for_tasks(options: str, *tasks: str) -> Condition:
     _for_tasks("threshold", "filter"),
     _for_tasks("synonyms", "caption"),
     _for_tasks("answers", "vqa", "video-qa"),
+    _for_tasks("num-examples", "vqa"),
     _for_tasks("classes templates", "classification"),
     _for_tasks("num-frames", *OF_VIDEOS),
     _for_tasks("num-beams max-new-tokens min-new-tokens no-repeat-ngram-size", "caption", "vqa", "video-qa"),
@@ -178,7 +181,8 @@ def _settings(task: TaskName, tasks: TaskOptions, answer_decoding: Beam) -> dict
             return {"threshold": tasks.threshold}
         case "vqa" | "video-qa":
             candidates = read_json_texts(tasks.answers, "answers")
-            return {"candidates": candidates, "decoding": tasks.beam(answer_decoding)}
+            decoding = tasks.beam(answer_decoding)
+            return {"candidates": candidates, "decoding": decoding, "num_examples": tasks.num_examples}
         case "classification":
             templates = read_json_texts(tasks.templates, "templates")
             classes = read_json_texts(tasks.classes, "classes", may_be_named=True)

@@ -1,14 +1,17 @@
 """Visual question answering, of images and of videos (BLIP sections 5.3 and 5.6)."""
 
 import math
+from collections import Counter
 from collections.abc import Sequence
+from itertools import compress, islice
 from typing import Any, NamedTuple
 
 import torch
 
-from openblip.data.sample import Sample, Source
+from openblip.data.reader import read_source
+from openblip.data.sample import Reject, Sample, Source
 from openblip.data.texts import answers_of, text_field
-from openblip.errors import SourceError
+from openblip.errors import ConfigError, SourceError
 from openblip.evaluation.run import EvaluationResults, run_evaluation, sample_images
 from openblip.generation.decoding import Decoding
 from openblip.metrics.calibration import calibration_report
@@ -32,6 +35,7 @@ def evaluate_question_answering(
     *,
     candidates: Sequence[str] | None = None,
     num_frames: int | None = None,
+    num_examples: int = 0,
     decoding: Decoding | None = None,
     limit: int | None = None,
     batch_size: int | None = None,
@@ -43,20 +47,26 @@ def evaluate_question_answering(
     by whether it was given. `calibration` says how far the probability of an answer is its accuracy. Where samples have
     `choices` (A-OKVQA), the direct answers are scored by A-OKVQA's rule, and the likeliest choice as multiple choice.
     Questions without answers are answered and not scored. `results` is the list that VQA's evaluation server takes.
-    With `num_frames` the questions are about videos. Raises `SourceError` when no sample can be used.
+    With `num_frames` the questions are about videos. With `num_examples` the first questions of the source that have
+    answers are examples, which stand with their images before every question and are not scored. Raises `SourceError`
+    when no sample can be used.
     """
+
+    examples = _first_answered(source, num_examples)
+    shown = [(sample.image, sample.info["question"], _usual_answer(sample)) for sample in examples]
 
     def predict(samples: list[Sample]) -> list[Answered]:
         images = predictor.encode(sample_images(predictor, samples, num_frames, batch_size), batch_size)
         questions = [sample.info["question"] for sample in samples]
         settings: dict[str, Any] = {"decoding": decoding, "batch_size": batch_size}
+        settings |= {"examples": shown} if shown else {}
         answers = predictor.answer(images, questions, candidates, return_scores=True, **settings)
         with_choices = [i for i, sample in enumerate(samples) if sample.info.get("choices")]
         choices: dict[int, str] = {}
         if with_choices:
-            shown = images.select(torch.tensor(with_choices))
+            with_images = images.select(torch.tensor(with_choices))
             asked, offered = zip(*((questions[i], samples[i].info["choices"]) for i in with_choices), strict=True)
-            chosen = predictor.answer(shown, list(asked), list(offered), **settings)
+            chosen = predictor.answer(with_images, list(asked), list(offered), **settings)
             choices = dict(zip(with_choices, chosen, strict=True))
         return [
             Answered(answer.text, min(math.exp(answer.logprob), 1.0), choices.get(i))
@@ -64,6 +74,9 @@ def evaluate_question_answering(
         ]
 
     run = run_evaluation(source, predict, label="answering", check_sample=_check_question, limit=limit)
+    are_examples = {(sample.shard, sample.key) for sample in examples}
+    others = [(sample.shard, sample.key) not in are_examples for sample in run.samples]
+    run = run._replace(samples=list(compress(run.samples, others)), results=list(compress(run.results, others)))
     rows, asked = [], []
     for sample, answered in run.pairs():
         rows.append({"question_id": sample.info.get("question_id", sample.key), "answer": answered.answer})
@@ -71,6 +84,21 @@ def evaluate_question_answering(
     num_scored, scores = _accuracies(run)
     counts = {"num_questions": len(rows), "num_scored": num_scored}
     return run.report(counts, scores, predictions=run.named(asked), results=rows)
+
+
+def _first_answered(source: Source, count: int) -> list[Sample]:
+    """The first samples of a source whose question has answers."""
+    found = (entry[0] for entry in read_source(source, _check_question) if not isinstance(entry, Reject))
+    examples = list(islice((sample for sample in found if answers_of(sample)), count))
+    if len(examples) < count:
+        raise ConfigError(f"{source.name} has {len(examples)} questions with answers, fewer than {count} examples.")
+    return examples
+
+
+def _usual_answer(sample: Sample) -> str:
+    """The answer that most annotators gave, the first of these."""
+    ((answer, _),) = Counter(answers_of(sample)).most_common(1)
+    return answer
 
 
 def _check_question(sample: Sample) -> None:

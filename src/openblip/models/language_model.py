@@ -76,6 +76,15 @@ class LanguageModel(nn.Module, ABC):
         """Predict token ids as `generate` writes them after the prompts, each row with its end token if it has one."""
         return self._predict(visual, [self._prompt_ids(prompt) for prompt in prompts], written)
 
+    def embed_example(self, prompt: str, text: str) -> Tensor:
+        """The words of a prompt and the text that continues it as an example before other prompts, (T, Dl)."""
+        ids = torch.tensor(self._example_ids(prompt, text), device=self.model.device)
+        return cast(Tensor, self.model.get_input_embeddings()(ids))
+
+    @abstractmethod
+    def _example_ids(self, prompt: str, text: str) -> list[int]:
+        """The token ids of a prompt with the text that continues it, as what another prompt follows."""
+
     @abstractmethod
     def text_ids(self, prompt: str, text: str) -> list[int]:
         """The token ids of a text that continues a prompt, without an end token."""
@@ -130,6 +139,10 @@ class CausalLanguageModel(LanguageModel):
         whole = [*self.first_ids, *self._token_ids(f"{prompt}{space}{text}")]
         return whole[len(before) :] if whole[: len(before)] == before else self._token_ids(text)
 
+    def _example_ids(self, prompt: str, text: str) -> list[int]:
+        """With the end of the text, so that the model sees where an answer ends."""
+        return [*self._prompt_ids(prompt), *self.text_ids(prompt, text), self.end_id]
+
     def _prompt_ids(self, prompt: str) -> list[int]:
         """The tokenizer's first token and the prompt, whose last space belongs to the text."""
         return [*self.first_ids, *self._token_ids(prompt.rstrip(" "))]
@@ -164,6 +177,10 @@ class Seq2SeqLanguageModel(LanguageModel):
 
     def text_ids(self, prompt: str, text: str) -> list[int]:
         return [*self.first_ids, *self._token_ids(text)]
+
+    def _example_ids(self, prompt: str, text: str) -> list[int]:
+        """Both stand before the encoder, so they are one text."""
+        return self._prompt_ids(f"{prompt.rstrip(' ')} {text}")
 
     def _prompt_ids(self, prompt: str) -> list[int]:
         return [*self.first_ids, *self._token_ids(prompt), *self.last_ids]

@@ -351,13 +351,19 @@ class BasePredictor(ABC):
         batch_size: int | None = None,
         return_scores: bool = False,
         num_candidates: int = 128,
+        examples: Sequence[values.AnsweredQuestion] = (),
     ) -> Any:
         """Answers, a string per question; questions go with images in pairs, several with one image, or one with all.
 
         candidates: texts to choose from, for all questions or a list for each, instead of writing freely: the
         `num_candidates` likeliest to begin the answer are compared by their whole log-probability. decoding: by default
-        `answer_decoding`. return_scores: `ScoredText` objects instead of strings.
+        `answer_decoding`. return_scores: `ScoredText` objects instead of strings. examples: images with a question and
+        its answer, which a language model reads before each question; a model without one raises `ConfigError`.
         """
+        if examples:
+            words: dict[str, Any] = {"candidates": candidates, "decoding": decoding, "batch_size": batch_size}
+            words |= {"return_scores": return_scores, "num_candidates": num_candidates}
+            return self._with_examples(examples).answer(images, questions, **words)
         listed, asked, single = self._pair("answer", images, questions, "question")
         decoding = decoding or self.answer_decoding
         choices = [] if candidates is None else values.check_candidates(candidates, len(asked))
@@ -581,6 +587,10 @@ class BasePredictor(ABC):
     @abstractmethod
     def _write_answers(self, images: EncodedImages, questions: Sequence[str], decoding: Decoding) -> list[ScoredText]:
         """An answer to each of R = B * K questions, K about each image."""
+
+    def _with_examples(self, examples: Sequence[values.AnsweredQuestion]) -> Self:
+        """This predictor, with examples before every question."""
+        raise ConfigError("Examples are for a language model that reads images, of BLIP-2; leave them out.")
 
     @abstractmethod
     def _choose_answers(

@@ -16,6 +16,7 @@ from torch import Tensor
 from openblip.checkpoints.checkpoint import Blip2Checkpoint
 from openblip.data.texts import conversation_prompt, normalize_caption, normalize_question, plain_text
 from openblip.data.tokenizer import Tokens
+from openblip.errors import ConfigError
 from openblip.generation.decoding import Beam, Decoding
 from openblip.generation.language import best_texts, write_texts
 from openblip.models.blip import CrossKV
@@ -64,6 +65,8 @@ class Blip2Predictor(BasePredictor):
         super().__init__(checkpoint, max_positions=qformer.max_positions, embedding_shape=shape)
         self.question_prompt = checkpoint.question_prompt
         self.image_token = checkpoint.image_token
+        self._examples: Tensor | None = None
+        """(P, Dl): images, questions and answers as the language model reads them before each question."""
 
     def _image_kv(self, tokens: Tensor, mode: Mode) -> CrossKV:
         """The same in both modes: texts reach the image through the queries."""
@@ -96,6 +99,21 @@ class Blip2Predictor(BasePredictor):
         normalized, prompts = self._question_prompts(questions)
         seeds = self._text_seeds(decoding, images, questions)
         return [answer for (answer,) in self._write(images, normalized, prompts, decoding, 1, seeds)]
+
+    def _with_examples(self, examples: Sequence[values.AnsweredQuestion]) -> Self:
+        for example in examples:
+            if not isinstance(example, tuple) or len(example) != 3 or not all(isinstance(t, str) for t in example[1:]):
+                raise ConfigError("Give each of the examples as an image, a question and its answer.")
+        images, questions, answers = zip(*examples, strict=True)
+        normalized, prompts = self._question_prompts(questions)
+        visual = self._visual_prompts(self.encode(list(images)).tokens, normalized)  # (B, Q, Dl)
+        language = self.model.require_language()
+        parts: list[Tensor] = []
+        for seen, prompt, answer in zip(visual, prompts, answers, strict=True):
+            parts += [seen, language.embed_example(prompt, plain_text(answer)).to(seen.dtype)]
+        view = copy(self)
+        view._examples = torch.cat(parts)
+        return view
 
     def _text_seeds(self, decoding: Decoding, images: EncodedImages, texts: Sequence[str]) -> Seeds:
         """Seeds of what is written after R = B * K texts, K about each image."""
@@ -159,16 +177,21 @@ class Blip2Predictor(BasePredictor):
         return [normalize_question(question) for question in questions], prompts
 
     def _visual_prompts(self, tokens: Tensor, instructions: Sequence[str]) -> Tensor:
-        """What the language model reads of B images (B, N, Dv) before each of R = B * K texts, (R, Q, Dl).
+        """What the language model reads of B images (B, N, Dv) before each of R = B * K texts, (R, Q, Dl), after the
+        P positions of the examples where there are some, (R, P + Q, Dl).
 
         instructions: R texts that the Q-Former reads beside its queries, where it was trained so.
         """
         image_kv = self.model.image_kv(tokens)
         if self.model.config.instructed:
             read = self._tokenize(instructions, self._encoder_id, normalize=str)
-            return self.model.visual_prompts(self.model.encode_multimodal(read.ids, read.mask, image_kv))
-        prompts = self.model.visual_prompts(self.model.encode_queries(image_kv).queries)
-        return prompts.repeat_interleave(len(instructions) // len(tokens), dim=0)
+            prompts = self.model.visual_prompts(self.model.encode_multimodal(read.ids, read.mask, image_kv))
+        else:
+            of_images = self.model.visual_prompts(self.model.encode_queries(image_kv).queries)
+            prompts = of_images.repeat_interleave(len(instructions) // len(tokens), dim=0)
+        if self._examples is None:
+            return prompts
+        return torch.cat([self._examples.expand(len(prompts), -1, -1), prompts], dim=1)
 
     # Features.
 

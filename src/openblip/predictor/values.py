@@ -84,6 +84,7 @@ DialogInput = Sequence[str | tuple[str, str]]  # rounds, as (question, answer) o
 Dialogs = DialogInput | Iterable[DialogInput]
 ConversationInput = str | Sequence[str | tuple[str, str]]  # turns as (question, answer), then the open question
 Conversations = ConversationInput | Iterable[ConversationInput]
+AnsweredQuestion = tuple[ImageInput, str, str]  # an image, a question about it, the answer
 Rounds = tuple[list[tuple[str, str]], str]  # of a dialog or conversation: what was answered, and the open question
 Seeds = Sequence[int] | None  # one for each image or text that `Nucleus` continues; None for the other strategies
 
