@@ -67,6 +67,8 @@ class Measure:
     """A benchmark of `openblip evaluate`; "model" for what the model itself is, "capfilt" for what CapFilt did."""
     path: tuple[str, ...]
     """Where the number stands in what the benchmark returns."""
+    alternatives: tuple[tuple[str, ...], ...] = ()
+    """Where it stands for models that do not have it there; the first that is there counts."""
     data: Need = "test"
     """The samples that it is measured on."""
     scale: float = 1.0
@@ -77,18 +79,24 @@ class Measure:
 
     def read(self, result: Mapping[str, Any]) -> float | None:
         """The number in what a benchmark returned; None where it has none."""
-        value: Any = result
-        for name in self.path:
-            if not isinstance(value, Mapping) or value.get(name) is None:
-                return None
-            value = value[name]
-        return self.scale * float(value)
+        for path in (self.path, *self.alternatives):
+            value: Any = result
+            for name in path:
+                value = value.get(name) if isinstance(value, Mapping) else None
+            if value is not None:
+                return self.scale * float(value)
+        return None
+
+
+def _recall(name: str, score: str) -> Measure:
+    """R@1 by ITC, re-ranked by ITM; of a model without ITM by ITC, and of one that only writes by log-probability."""
+    path, *alternatives = ((kind, score) for kind in ("itm", "itc", "lm"))
+    return Measure(name=name, task="retrieval", path=path, alternatives=tuple(alternatives), scale=100)
 
 
 CIDER = Measure(name="CIDEr", task="caption", path=("cider",))
 EXACT = Measure(name="true captions, %", task="caption", path=("exact_match",), scale=100)
-TEXT_RECALL = Measure(name="TR@1", task="retrieval", path=("itm", "tr_r1"), scale=100)
-IMAGE_RECALL = Measure(name="IR@1", task="retrieval", path=("itm", "ir_r1"), scale=100)
+TEXT_RECALL, IMAGE_RECALL = _recall("TR@1", "tr_r1"), _recall("IR@1", "ir_r1")
 VQA_ACCURACY = Measure(name="VQA accuracy", task="vqa", path=("vqa_accuracy",), data="questions", scale=100)
 PARAMETERS = Measure(
     name="parameters, M", task="model", path=("parameters",), scale=1e-6, digits=2, higher_is_better=None

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from openblip.data.config import SourceOptions
+from openblip.errors import UnsupportedTaskError
 from openblip.files import read_json, write_json
 
 _LISTS = ("predictions", "results", "rejects")  # of a benchmark, which are not kept
@@ -50,7 +51,10 @@ def measure_requests(requests: Sequence[Request], reading: Mapping[str, Any]) ->
             if request.task == "vqa":
                 options.setdefault("decoding", predictor.answer_decoding)
             source = open_source(request.data, **reading_of(request.data, SourceOptions(**reading)))
-            result = BENCHMARKS[request.task].evaluate(predictor, source, **options)
+            try:
+                result = BENCHMARKS[request.task].evaluate(predictor, source, **options)
+            except UnsupportedTaskError as error:
+                result = {"unsupported": str(error)}
             result = {name: value for name, value in result.items() if name not in _LISTS}
         facts = {"model": model, "task": request.task, "data": request.data, "options": dict(request.options)}
         write_json(request.file, {**facts, **result})

@@ -46,6 +46,12 @@ class Preset:
     evaluation_seconds: Mapping[str, float] = field(default_factory=dict)
     """Core-seconds, by benchmark."""
 
+    @property
+    def objectives(self) -> PretrainingConfig:
+        """What BLIP is pre-trained with."""
+        assert isinstance(self.pretrain.task, PretrainingConfig)  # as every preset has it
+        return self.pretrain.task
+
 
 def mini_preset() -> Preset:
     """Trainings of a few minutes, for emoji scenes."""
