@@ -301,8 +301,9 @@ def test_validation_changes_nothing_of_the_training(tmp_path: Path) -> None:
 
 def test_every_record_says_how_fast_the_steps_were(tmp_path: Path, capsys: Any) -> None:
     trainer(tmp_path, Counting(), config(steps=4, log_every=2)).run()
-    for rate, utilisation, memory in metrics(tmp_path, *SPEED):
+    for rate, utilisation, memory, gflop in metrics(tmp_path, *SPEED):
         assert rate > 0
         assert 0 < utilisation < 1
         assert 0.05 < memory < 100
+        assert gflop > 0
     assert re.search(r"lm \d\.\d{3} loss .* samples/s, MFU \d+%, \d\.\d GB", capsys.readouterr().err)

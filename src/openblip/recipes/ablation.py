@@ -23,13 +23,13 @@ from openblip.capfilt.config import CapFiltConfig
 from openblip.data.config import SourceOptions
 from openblip.data.decision import Decision
 from openblip.errors import ConfigError, OpenBlipError
-from openblip.files import hash_bytes, read_json, write_json
+from openblip.files import hash_bytes, read_json, read_jsonl, write_json
 from openblip.generation.decoding import Decoding, Nucleus
 from openblip.recipes.measure import Request, measure_requests
-from openblip.recipes.run import BlipRun, Run
+from openblip.recipes.run import Blip2Run, BlipRun, Run
 
 if TYPE_CHECKING:
-    from openblip.recipes.presets import Preset
+    from openblip.recipes.presets import LanguageKind, Preset
 
 Need = Literal["source", "human", "test", "questions", "documents"]
 
@@ -108,9 +108,27 @@ class CurvePoint:
     """A model along a training."""
 
     steps: int
-    operations: float
-    """Of all trainings that lead to it, floating-point."""
     model: str
+    after: str | None = None
+    """The model that the training started from, whose own training counts among the operations."""
+
+    def operations(self) -> float | None:
+        """Of all trainings that lead to the model, floating-point; None before they have logged them."""
+        own = operations_per_step(Path(self.model).parents[1])
+        before = 0.0
+        if self.after is not None:
+            folder = Path(self.after).parent
+            steps = read_json(folder / "config.json")["training"]["steps"] if (folder / "config.json").exists() else 0
+            before = steps * (operations_per_step(folder) or 0.0)
+        return None if own is None else before + self.steps * own
+
+
+def operations_per_step(folder: Path) -> float | None:
+    """What a step of a run computes on average, as its metrics.jsonl says; None where nothing is logged."""
+    logged = [
+        line.value["gflop_per_step"] for line in read_jsonl(folder / "metrics.jsonl") if "gflop_per_step" in line.value
+    ]
+    return 1e9 * sum(logged) / len(logged) if logged else None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -327,13 +345,28 @@ class Plan:
         """
         source = self.data.need("source") if source is None else source
         reading = {} if source.startswith("capfilt:") else self._reading()
-        steps = max(1, round(run.training.steps * self.preset.steps_factor))
+        steps = self.steps(run)
         warmup = min(run.training.warmup_steps, steps // 5)
         training = replace(run.training, seed=0 if is_shared else self.seed, steps=steps, warmup_steps=warmup)
         run = replace(run, data=replace(run.data, source=source, **reading), training=training)
         folder = self._folder(run.recipe, TrainingJob(folder=self.root, run=run))
         self._add(TrainingJob(folder=folder, run=replace(run, out=str(folder))))
         return str(folder / "model")
+
+    def steps(self, run: Run) -> int:
+        """How many steps a run takes here."""
+        return max(1, round(run.training.steps * self.preset.steps_factor))
+
+    def curve(
+        self, run: Run, source: str, num_points: int, after: str | None = None
+    ) -> tuple[str, tuple[CurvePoint, ...]]:
+        """Plan a training that also keeps models on its way; its final model, and all of them as a curve."""
+        every = max(1, self.steps(run) // num_points)
+        model = self.train(replace(run, training=replace(run.training, model_every=every)), source)
+        on_the_way = Path(model).parent / "models"
+        numbers = range(every, self.steps(run) + 1, every)
+        points = (CurvePoint(steps=n, model=str(on_the_way / f"step_{n:08d}"), after=after) for n in numbers)
+        return Variant(model=model, curve=tuple(points))
 
     def capfilt(self, config: CapFiltConfig) -> str:
         """Plan a run of CapFilt, which all seeds share, and return its folder."""
@@ -349,8 +382,8 @@ class Plan:
         return str(folder)
 
     def from_start(self, run: BlipRun) -> BlipRun:
-        """A fine-tuning of CapFilt, from the pre-trained model that the preset names."""
-        return replace(run, init=self.preset.start or self.train(self.preset.pretrain, is_shared=True))
+        """A fine-tuning of CapFilt, from the model that was pre-trained on the noisy pairs."""
+        return replace(run, init=self.train(self.preset.pretrain, is_shared=True))
 
     def captioner(self) -> str:
         """The captioner of CapFilt: fine-tuned on clean pairs, apart from the filter."""
@@ -384,6 +417,28 @@ class Plan:
             tuned["caption"] = self.train(replace(self.preset.captioner, init=model), human)
             tuned["retrieval"] = self.train(replace(self.preset.filter, init=model), human)
         return Variant(model=model, tuned=tuned, capfilt=capfilt)
+
+    def stage1(self, **changes: Any) -> str:
+        """Stage 1 of BLIP-2, on clean pairs; `changes` are fields of the run."""
+        return self.train(replace(self.preset.stage1, **changes), self.data.need("human"))
+
+    def stage2(self, kind: "LanguageKind", init: str | None, **changes: Any) -> Blip2Run:
+        """Stage 2 of BLIP-2 around a language model of one kind, from a model of stage 1 or, without one, from a new
+        Q-Former.
+        """
+        run = replace(self.preset.stage2[kind], init=init, **changes)
+        if init is None:
+            stage1 = self.preset.stage1
+            changes = {name: getattr(stage1, name) for name in ("vision", "qformer", "tokenizer", "text_init")}
+            run = replace(run, **changes)
+        if kind not in self.preset.languages:
+            return run
+        assert run.language is not None  # the recipe has the settings of one
+        return replace(run, language=replace(run.language, source=self.language_model(kind)))
+
+    def language_model(self, kind: "LanguageKind") -> str:
+        """A small language model, trained on documents alone, which all seeds share."""
+        return self.train(self.preset.languages[kind], self.data.need("documents"), is_shared=True)
 
     def request(self, variant: Variant, measure: Measure, model: str | None = None) -> Request | None:
         """What must be measured of a variant, or of a model on its way; None where it has nothing of the kind."""

@@ -24,7 +24,7 @@ class CurveValues(NamedTuple):
     """What is measured at a point of a curve: of each measure a value for each seed."""
 
     steps: int
-    operations: float
+    operations: float | None
     values: Mapping[str, Sequence[float]]
 
 
@@ -181,7 +181,9 @@ def draw_plot(
             axis.set_title(measure.name)
             for row, unit in ((1, "steps"), (2, "operations")) if curves else ():
                 for label, points in curves.items():
-                    known = [point for point in points if point.values.get(measure.name)]
+                    known = [
+                        point for point in points if point.values.get(measure.name) and point.operations is not None
+                    ]
                     xs = [point.steps if unit == "steps" else point.operations for point in known]
                     ys = [statistics.fmean(point.values[measure.name]) for point in known]
                     axes[row][column].plot(xs, ys, marker="o", label=label)
@@ -233,7 +235,7 @@ class PlannedTable:
                     values[measure.name][label] = seeds
             for number, point in enumerate(variant.curve):
                 of_point = {measure.name: read(label, measure, number) for measure in self.table.measures}
-                curves.setdefault(label, []).append(CurveValues(point.steps, point.operations, of_point))
+                curves.setdefault(label, []).append(CurveValues(point.steps, point.operations(), of_point))
         return values, curves
 
 

@@ -30,7 +30,7 @@ from openblip.training.state import RunState
 from openblip.training.utilisation import StepOperations, keep_freed_memory, matmul_ceiling, peak_memory
 
 NOT_LOSSES = ("step", "gradient_norm", "learning_rate", "rejects", "cut_texts", "unknown_tokens")
-SPEED = ("samples_per_second", "flop_utilisation", "peak_memory_gb")
+SPEED = ("samples_per_second", "flop_utilisation", "peak_memory_gb", "gflop_per_step")
 """What a record has beside the losses: of a step, and of how fast the steps since the last record were."""
 TOO_MANY_UNKNOWN = 0.9  # share of the tokens of the first step
 
@@ -128,7 +128,7 @@ class Trainer:
                 if self.step % config.log_every == 0 or self.step == config.steps:
                     speed = self._speed()
                     losses = " ".join(f"{name} {value:.3f}" for name, value in record.items() if name not in NOT_LOSSES)
-                    rate, utilisation, memory = (speed[name] for name in SPEED)
+                    rate, utilisation, memory, _ = (speed[name] for name in SPEED)
                     bar.note(f"{losses} | {rate:.0f} samples/s, MFU {utilisation:.0%}, {memory:.1f} GB")
                     self._log({**record, **speed}, trackers)
                 # Before the checkpoint of the same step: a run resumed there does not validate it again.
@@ -167,14 +167,17 @@ class Trainer:
 
         flop_utilisation: the share of a large matrix product's speed on this device in the same precision (model FLOP
         utilisation). peak_memory_gb: the most that this process has used, of its GPU or else of the machine.
+        gflop_per_step: what a step of this process has computed, billions of floating-point operations.
         """
         device, (started, step, operations) = self.process.device, self._marked
         seconds = time.perf_counter() - started
         ceiling = matmul_ceiling(device, getattr(torch, self.config.dtype))
         rate = (self.step - step) * self.samples_per_step / seconds
-        utilisation = (self.operations.total - operations) / seconds / ceiling
+        computed = self.operations.total - operations
+        memory, per_step = round(peak_memory(device), 2), round(computed / (self.step - step) / 1e9, 4)
         self._mark()
-        return dict(zip(SPEED, (round(rate, 2), round(utilisation, 3), round(peak_memory(device), 2)), strict=True))
+        speed = (round(rate, 2), round(computed / seconds / ceiling, 3), memory, per_step)
+        return dict(zip(SPEED, speed, strict=True))
 
     def _train_step(self, batches: Iterator[LoadedBatch], note: Callable[[str], None]) -> dict[str, float]:
         """One optimizer update over `accumulation` micro-batches; the record for metrics.jsonl."""
