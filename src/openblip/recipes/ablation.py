@@ -357,10 +357,8 @@ class Plan:
         """How many steps a run takes here."""
         return max(1, round(run.training.steps * self.preset.steps_factor))
 
-    def curve(
-        self, run: Run, source: str, num_points: int, after: str | None = None
-    ) -> tuple[str, tuple[CurvePoint, ...]]:
-        """Plan a training that also keeps models on its way; its final model, and all of them as a curve."""
+    def train_curve(self, run: Run, source: str, num_points: int, *, after: str | None) -> Variant:
+        """Plan a training that also keeps models on its way. after: the model whose training counts with it."""
         every = max(1, self.steps(run) // num_points)
         model = self.train(replace(run, training=replace(run.training, model_every=every)), source)
         on_the_way = Path(model).parent / "models"
