@@ -14,7 +14,7 @@ from openblip.recipes import blip, blip2, mini
 from openblip.recipes.run import Blip2Run, BlipRun, LanguageRun, Run
 from openblip.tasks.config import ContrastiveConfig, PretrainingConfig
 
-AnyRun = TypeVar("AnyRun", bound=Run)
+SomeRun = TypeVar("SomeRun", bound=Run)
 LanguageKind = Literal["opt", "t5"]
 MINI_STEPS, STAGE1_STEPS, STAGE2_STEPS, LANGUAGE_STEPS = 350, 250, 300, 700
 
@@ -96,7 +96,7 @@ def mini_preset() -> Preset:
     )
 
 
-def shortened(run: AnyRun, steps: int) -> AnyRun:
+def shortened(run: SomeRun, steps: int) -> SomeRun:
     """A recipe with fewer steps, which reads its samples without further processes."""
     return replace(run, data=replace(run.data, num_workers=0), training=replace(run.training, steps=steps))
 

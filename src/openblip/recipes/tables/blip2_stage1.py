@@ -3,16 +3,16 @@
 from openblip.recipes.ablation import CIDER, VQA_ACCURACY, AblationTable, Plan, Variant
 from openblip.recipes.presets import LanguageKind
 
-NUM_POINTS = 3
-LABELS: dict[LanguageKind, str] = {"opt": "OPT", "t5": "T5"}
+_NUM_POINTS = 3
+_NAMES: dict[LanguageKind, str] = {"opt": "OPT", "t5": "T5"}
 
 
 def variants(plan: Plan) -> dict[str, Variant]:
     stage1, rows = plan.stage1(), {}
-    for kind, name in LABELS.items():
+    for kind, name in _NAMES.items():
         for label, init in ((f"{name}, no stage 1", None), (f"{name}, stage 1", stage1)):
             run = plan.stage2(kind, init)
-            rows[label] = plan.train_curve(run, plan.data.need("human"), NUM_POINTS, after=init)
+            rows[label] = plan.train_curve(run, plan.data.need("human"), _NUM_POINTS, after=init)
     return rows
 
 

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 from openblip.recipes.ablation import CIDER, IMAGE_RECALL, TEXT_RECALL, AblationTable, Plan, Variant
 
-LONGER = 1.4  # about as much as CapFilt's texts are more than the web's, by which an epoch is longer
+_LONGER = 1.4  # about as much as CapFilt's texts are more than the web's, by which an epoch is longer
 
 
 def variants(plan: Plan) -> dict[str, Variant]:
@@ -13,7 +13,7 @@ def variants(plan: Plan) -> dict[str, Variant]:
     go_on = {"model": None, "vision_init": None, "text_init": None}
     return {
         "raw": raw,
-        "raw, longer": plan.pretrain(training=replace(training, steps=round(LONGER * training.steps))),
+        "raw, longer": plan.pretrain(training=replace(training, steps=round(_LONGER * training.steps))),
         "bootstrapped, a new model": bootstrapped,
         "bootstrapped, from the raw one": plan.pretrain(cleaned, init=raw.model, **go_on),
         "bootstrapped, from a bootstrapped one": plan.pretrain(cleaned, init=bootstrapped.model, **go_on),

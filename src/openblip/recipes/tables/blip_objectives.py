@@ -5,7 +5,7 @@ from dataclasses import replace
 from openblip.recipes.ablation import CIDER, IMAGE_RECALL, TEXT_RECALL, AblationTable, Plan, Variant
 from openblip.tasks.config import Objective, PretrainingConfig
 
-SETS: tuple[tuple[Objective, ...], ...] = (
+_SETS: tuple[tuple[Objective, ...], ...] = (
     ("itc", "itm", "lm"),
     ("itc",),
     ("itm",),
@@ -19,7 +19,7 @@ SETS: tuple[tuple[Objective, ...], ...] = (
 def variants(plan: Plan) -> dict[str, Variant]:
     return {
         " + ".join(map(str.upper, objectives)): plan.pretrain(task=with_objectives(plan.preset.objectives, objectives))
-        for objectives in SETS
+        for objectives in _SETS
     }
 
 

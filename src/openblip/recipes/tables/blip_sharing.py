@@ -6,7 +6,7 @@ from typing import get_args
 from openblip.nn.config import Sharing
 from openblip.recipes.ablation import CIDER, IMAGE_RECALL, PARAMETERS, TEXT_RECALL, AblationTable, Plan, Variant
 
-LABELS: dict[Sharing, str] = {
+_LABELS: dict[Sharing, str] = {
     "all_but_sa": "all but self-attention",
     "all": "all",
     "all_but_ca": "all but cross-attention",
@@ -17,10 +17,10 @@ LABELS: dict[Sharing, str] = {
 def variants(plan: Plan) -> dict[str, Variant]:
     model = plan.preset.pretrain.model
     assert model is not None  # pre-trainings start from random weights
-    assert set(LABELS) == set(get_args(Sharing))
+    assert set(_LABELS) == set(get_args(Sharing))
     return {
         label: plan.pretrain(model=replace(model, text=replace(model.text, sharing=sharing)))
-        for sharing, label in LABELS.items()
+        for sharing, label in _LABELS.items()
     }
 
 
