@@ -111,6 +111,13 @@ def test_a_start_that_no_reply_gave_is_refused(client: TestClient, start: str) -
     assert "start is" in reply.text or "no finished shard" in reply.text
 
 
+def test_a_run_that_has_just_begun_has_no_images_yet(client: TestClient, written_run: Path) -> None:
+    for file in (written_run / "captions").glob("*.report.json"):
+        file.unlink()
+    assert client.get("/capfilt").raise_for_status().json()["num_images"] == 0
+    assert client.get("/capfilt/images").raise_for_status().json() == {"images": [], "next": None}
+
+
 def test_a_start_behind_the_end_goes_on_with_the_next_shard(browse: Browse) -> None:
     assert names(browse(start="999:s:2")) == EVERY[-3:]
 
@@ -146,10 +153,14 @@ def test_labels_go_on_after_a_server_was_killed_in_a_line(client: TestClient, wr
         stream.write('{"shard": "s:0", "ke')
     body["labels"] = [{"number": 4, "label": "no"}, {"number": 3, "label": "unsure"}]
     assert client.post("/capfilt/labels", json=body).raise_for_status().json()["num_answered"] == 2
+    assert client.get("/capfilt/labels", params={"num_texts": 20}).json()["first_open"] == 0
+    body["labels"] = [{"number": number, "label": "yes"} for number in range(3)]
+    assert client.post("/capfilt/labels", json=body).raise_for_status().json()["num_answered"] == 5
+    assert client.get("/capfilt/labels", params={"num_texts": 20}).json()["first_open"] == 5
     reply = client.get("/capfilt/labels", params={"num_texts": 20, "start": 2, "limit": 3}).raise_for_status().json()
-    assert [(text["number"], text["label"]) for text in reply["texts"]] == [(2, ""), (3, "unsure"), (4, "no")]
+    assert [(text["number"], text["label"]) for text in reply["texts"]] == [(2, "yes"), (3, "unsure"), (4, "no")]
     body["labels"] = [{"number": 4, "label": ""}]  # taken back
-    assert client.post("/capfilt/labels", json=body).raise_for_status().json()["num_answered"] == 1
+    assert client.post("/capfilt/labels", json=body).raise_for_status().json()["num_answered"] == 4
 
 
 def test_labels_that_cannot_be_are_refused_and_none_of_the_call_is_kept(client: TestClient, written_run: Path) -> None:

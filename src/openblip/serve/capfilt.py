@@ -108,11 +108,12 @@ class AskedText(BaseModel):
 
 
 class AskedTexts(BaseModel):
-    """Some texts of a sample, and how many of the whole sample have an answer."""
+    """Some texts of a sample, how many of the whole sample have an answer, and the first that has none."""
 
     texts: list[AskedText]
     num_texts: int
     num_answered: int
+    first_open: int | None
     file: str
 
 
@@ -190,6 +191,8 @@ class CapFiltBrowser:
         start: `next` of the reply before. Raises ConfigError for a shard that is not finished.
         """
         manifest, shards = self.folder.read_manifest(), self.folder.done_shards()
+        if not (shards or shard or start):  # the run has just begun
+            return BrowsedImages(images=[], next=None)
         decision = Decision.of_manifest(manifest)
         thresholds = {name: decision.threshold_of(name) for name in SOURCES}
         first_row, first_shard = self._place(start, shard or next(iter(shards), ""))
@@ -228,8 +231,14 @@ class CapFiltBrowser:
             )
             for place, (label, image) in enumerate(zip(asked, images, strict=True))
         ]
-        answered = sum(bool(answer) for answer in answers.values())
-        return AskedTexts(texts=texts, num_texts=len(labels), num_answered=answered, file=str(self._file(sample)))
+        unanswered = (number for number, label in enumerate(labels) if not answers.get(text_name(label)))
+        return AskedTexts(
+            texts=texts,
+            num_texts=len(labels),
+            num_answered=sum(bool(answer) for answer in answers.values()),
+            first_open=next(unanswered, None),
+            file=str(self._file(sample)),
+        )
 
     def store_labels(self, given: GivenLabels) -> StoredLabels:
         """Append answers to the file of their sample.

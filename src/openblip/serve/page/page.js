@@ -5,6 +5,7 @@
 
 const find = (id) => document.getElementById(id);
 const MOST_IMAGES = 100;
+const MOST_SHARDS = 1000;  // that a run's list names
 const TRIES = 4;  // of a call that the server is too busy for
 const RAMP = [[30, 40, 130], [20, 150, 190], [90, 200, 90], [250, 210, 50], [225, 40, 30]];  // from cold to hot
 const OPACITY = 0.75;  // of the hottest patch
@@ -53,24 +54,34 @@ async function call(path, body, signal) {
   }
 }
 
-// Runs work that a control began: the control is disabled meanwhile, and an error is shown.
-async function during(control, work) {
+// Does what a person asked for, and shows why it cannot be done.
+async function attempt(work) {
   alertUser("");
-  if (control) control.disabled = true;
   try {
-    return await work();
+    await work();
   } catch (error) {
-    if (error.name !== "AbortError") alertUser(error.message);
-    if (!(error instanceof CallError) && error.name !== "AbortError") throw error;
-  } finally {
-    if (control) control.disabled = false;
+    if (error.name === "AbortError") return;
+    alertUser(error.message);
+    if (!(error instanceof CallError)) throw error;
   }
+}
+
+// The same for work of which only the latest counts: what was begun before under this name, an element's, is broken off.
+const underWay = new Map();
+
+async function during(name, work) {
+  underWay.get(name)?.abort();
+  const own = new AbortController();
+  underWay.set(name, own);
+  find(name).setAttribute("aria-busy", "true");
+  await attempt(() => work(own.signal));
+  if (underWay.get(name) === own) find(name).removeAttribute("aria-busy");
 }
 
 function onSubmit(form, work) {
   find(form).addEventListener("submit", (event) => {
     event.preventDefault();
-    during(find(form).querySelector("button:not([type=button])"), work);
+    during(form, work);
   });
 }
 
@@ -115,14 +126,16 @@ function showModels() {
 
 const images = [];
 let current = null;
-let waiting = Promise.resolve();  // captions are asked for one image after the other
+
+// A signal of work on an image, which also ends when the image is removed.
+const onImage = (image, signal) => AbortSignal.any([image.removal.signal, signal]);
 
 function addImages(files) {
   const added = [];
   for (const file of files) {
     if (images.length >= MOST_IMAGES) { alertUser(`This page holds ${MOST_IMAGES} images; remove some first.`); break; }
-    const image = { name: file.name || "pasted image", file, url: URL.createObjectURL(file), captions: null, matches: null,
-                    answers: [], turns: [], heat: new Map(), abort: new AbortController() };
+    const image = { name: file.name || "pasted image", file, url: URL.createObjectURL(file), state: "new", captions: [],
+                    problem: "", matches: [], answers: [], turns: [], heat: new Map(), removal: new AbortController() };
     const preview = make("img", { src: image.url, alt: image.name });
     preview.addEventListener("error", () => preview.replaceWith(image.name));  // HEIC, TIFF: only the server reads them
     image.button = make("button", { type: "button", title: image.name }, preview);
@@ -136,14 +149,6 @@ function addImages(files) {
   find("examples").hidden = true;
   choose(added[0]);
   captionRest();
-}
-
-function captionRest() {
-  for (const image of images.filter((each) => !each.captions && !each.busy)) {
-    image.busy = true;
-    waiting = waiting.then(() => images.includes(image) && writeCaptions(image)).catch(reportError);
-  }
-  showCaptions();
 }
 
 function dataUri(image) {
@@ -163,7 +168,6 @@ function choose(image) {
   clearHeat();
   if (!image) { find("examples").hidden = !find("example-strip").childElementCount; return; }
   find("image").src = image.url;
-  find("image").alt = image.captions?.[0]?.text || image.name;
   find("image-name").textContent = image.name;
   showCaptions();
   showMatches();
@@ -173,7 +177,7 @@ function choose(image) {
 
 function removeCurrent() {
   const position = images.indexOf(current);
-  current.abort.abort();
+  current.removal.abort();
   URL.revokeObjectURL(current.url);
   current.button.remove();
   images.splice(position, 1);
@@ -184,46 +188,72 @@ function removeCurrent() {
 
 // Captions
 
-const percent = (share) => (share >= 0.1 ? (100 * share).toFixed(0) : (100 * share).toPrecision(2)) + " %";
+function percent(share) {
+  if (share > 0 && share < 0.0001) return "< 0.01 %";
+  return (share >= 0.1 ? (100 * share).toFixed(0) : (100 * share).toPrecision(2)) + " %";
+}
+
+let isCaptioning = false;
+
+// One after the other; the one that is looked at comes first.
+async function captionRest() {
+  if (isCaptioning) return;
+  isCaptioning = true;
+  try {
+    for (let image; (image = [current, ...images].find((each) => each?.state === "new"));) await writeCaptions(image);
+  } catch (error) {
+    alertUser(error.message);
+    if (!(error instanceof CallError)) throw error;
+  } finally {
+    isCaptioning = false;
+  }
+}
 
 async function writeCaptions(image) {
-  image.busy = true;
-  if (image === current) showCaptions();
+  image.writing?.abort();
+  image.writing = new AbortController();
+  const signal = onImage(image, image.writing.signal);
+  Object.assign(image, { state: "busy", captions: [], problem: "" });
+  const show = () => { if (image === current) showCaptions(); };
+  show();
   try {
     await knowModels();
     const model = modelOf("caption");
-    if (!model) { image.busy = false; return; }
+    if (!model) return;
     const count = Math.min(Math.max(find("num-captions").valueAsNumber || 1, 1), 5);
     const decoding = find("decoding").value === "beam"
       ? { kind: "beam", num_beams: Math.max(3, count) } : { kind: "nucleus", top_p: 0.9 };
     const request = { images: [await dataUri(image)], model, num_captions: count, decoding };
     if (find("prompt").value.trim()) request.prompt = find("prompt").value;
-    const reply = await call("caption", request, image.abort.signal);
-    const texts = new Map(reply.captions[0].map((each) => [each.text, each]));  // a varied caption may come twice
+    const reply = await call("caption", request, signal);
+    const texts = new Map(reply.captions[0].map((each) => [each.text, { ...each, model }]));  // one may come twice
     image.captions = [...texts.values()].sort((one, other) => other.logprob - one.logprob);
-    image.captions.forEach((each) => { each.model = model; });
     image.button.title = `${image.captions[0].text} (${image.name})`;
-    image.busy = false;
-    if (image === current) showCaptions();
-    await scoreCaptions(image);
+    image.state = "done";
+    show();
+    await scoreCaptions(image, signal);
   } catch (error) {
-    if (error.name === "AbortError") return;
-    if (error.status !== 401) image.captions ??= [];  // with a key it is tried once more
-    image.busy = false;
-    if (image === current) { showCaptions(); alertUser(`${image.name}: ${error.message}`); }
-    if (!(error instanceof CallError)) throw error;
+    if (error.name === "AbortError") return;  // the image was removed, or is captioned anew
+    const needsKey = error.status === 401;  // with one it is tried once more
+    image.state = needsKey ? "new" : "done";
+    if (needsKey || !(error instanceof CallError)) throw error;
+    image.problem = error.message;
+  } finally {
+    if (!signal.aborted) {
+      if (image.state === "busy") image.state = "done";
+      show();
+    }
   }
 }
 
 // What CapFilt does: the filter says whether a caption matches.
-async function scoreCaptions(image) {
+async function scoreCaptions(image, signal) {
   const matcher = models.find((model) => model.name === modelOf("match") && model.tasks.includes("match"));
-  if (!matcher || !image.captions?.length) return;
+  if (!matcher) return;
   const captions = image.captions;
   const request = { images: [await dataUri(image)], texts: captions.map((each) => each.text), model: matcher.name };
-  const reply = await call("match", request, image.abort.signal);
+  const reply = await call("match", request, signal);
   captions.forEach((each, i) => { each.match = reply.match[0][i]; });
-  if (image === current) showCaptions();
 }
 
 function meter(name, share) {
@@ -233,15 +263,17 @@ function meter(name, share) {
 }
 
 function showCaptions() {
-  const list = find("captions"), captions = current?.captions || [];
-  if (current?.busy) { list.replaceChildren(make("li", { className: "quiet", textContent: "writing …" })); return; }
-  list.replaceChildren(...captions.map((each) => {
+  const { state, captions, problem } = current;
+  const lines = captions.map((each) => {
     const facts = make("div", { className: "facts" }, meter("probability", Math.exp(each.logprob)));
     if (each.match !== undefined) facts.append(meter("match", each.match));
     return make("li", {}, wordLine(each.text, each.model), facts);
-  }));
+  });
+  if (state !== "done") lines.push(make("li", { className: "quiet", textContent: "writing …" }));
+  if (problem) lines.push(make("li", { className: "alert", textContent: problem }));
+  find("captions").replaceChildren(...lines);
   find("caption-hint").hidden = !captions.length;
-  if (captions.length) find("image").alt = captions[0].text;
+  find("image").alt = captions[0]?.text || current.name;
 }
 
 // Words, and where the model looks
@@ -263,7 +295,8 @@ function wordLine(text, model) {
   });
   line.addEventListener("keydown", (event) => {
     const words = [...line.children], place = words.indexOf(document.activeElement);
-    const next = { ArrowRight: place + 1, ArrowLeft: place - 1, Home: 0, End: words.length - 1 }[event.key];
+    const step = getComputedStyle(line).direction === "rtl" ? -1 : 1;
+    const next = { ArrowRight: place + step, ArrowLeft: place - step, Home: 0, End: words.length - 1 }[event.key];
     if (place < 0 || next === undefined) return;
     event.preventDefault();
     const chosen = words[Math.min(Math.max(next, 0), words.length - 1)];
@@ -283,7 +316,7 @@ async function lookAt(image, text, model, number, word) {
   const name = model + "\n" + text;
   if (!image.heat.has(name)) {
     find("looking").textContent = "…";
-    image.heat.set(name, dataUri(image).then((uri) => call("explain", { image: uri, text, model }, image.abort.signal)));
+    image.heat.set(name, dataUri(image).then((uri) => call("explain", { image: uri, text, model }, image.removal.signal)));
   }
   let reply;
   try {
@@ -357,18 +390,18 @@ function clearHeat() {
 
 // Matching
 
-async function compare() {
+async function compare(signal) {
   const image = current, model = modelOf("match");
   const texts = [...new Set(find("match-texts").value.split("\n").map((text) => text.trim()).filter(Boolean))];
   if (!texts.length) { find("match-texts").focus(); return; }
-  const reply = await call("match", { images: [await dataUri(image)], texts, model }, image.abort.signal);
+  const reply = await call("match", { images: [await dataUri(image)], texts, model }, onImage(image, signal));
   image.matches = texts.map((text, i) => ({ text, model, match: reply.match?.[0][i], similarity: reply.similarity?.[0][i] }));
   image.matches.sort((one, other) => (other.match ?? other.similarity) - (one.match ?? one.similarity));
   if (image === current) showMatches();
 }
 
 function showMatches() {
-  find("matches").replaceChildren(...(current?.matches || []).map((each) => {
+  find("matches").replaceChildren(...current.matches.map((each) => {
     const facts = make("div", { className: "facts" });
     if (each.match !== undefined) facts.append(meter("match", each.match));
     if (each.similarity !== undefined) facts.append(make("span", { textContent: `similarity ${each.similarity.toFixed(3)}` }));
@@ -378,36 +411,38 @@ function showMatches() {
 
 // Questions, and conversations
 
-async function ask() {
+const clearIfStill = (field, text) => { if (find(field).value.trim() === text) find(field).value = ""; };
+
+async function ask(signal) {
   const image = current, question = find("question").value.trim();
   if (!question) return;
   const request = { images: [await dataUri(image)], questions: [question], model: modelOf("answer") };
-  const reply = await call("answer", request, image.abort.signal);
+  const reply = await call("answer", request, onImage(image, signal));
   image.answers.push({ question, ...reply.answers[0] });
-  find("question").value = "";
+  clearIfStill("question", question);
   if (image === current) showAnswers();
 }
 
 function showAnswers() {
-  find("answers").replaceChildren(...(current?.answers || []).flatMap((each) => [
+  find("answers").replaceChildren(...current.answers.flatMap((each) => [
     make("li", { className: "asked", textContent: each.question, dir: "auto" }),
     make("li", { className: "said", dir: "auto" }, each.text || "(nothing)",
          make("div", { className: "facts" }, meter("probability", Math.exp(each.logprob)))),
   ]));
 }
 
-async function send() {
+async function send(signal) {
   const image = current, message = find("message").value.trim();
   if (!message) return;
   const request = { images: [await dataUri(image)], turns: [...image.turns, message], model: modelOf("chat") };
-  const reply = await call("chat", request, image.abort.signal);
+  const reply = await call("chat", request, onImage(image, signal));
   image.turns.push([message, reply.answer.text]);
-  find("message").value = "";
+  clearIfStill("message", message);
   if (image === current) showTurns();
 }
 
 function showTurns() {
-  find("turns").replaceChildren(...(current?.turns || []).flatMap(([said, answer]) => [
+  find("turns").replaceChildren(...current.turns.flatMap(([said, answer]) => [
     make("li", { className: "asked", textContent: said, dir: "auto" }),
     make("li", { className: "said", textContent: answer || "(nothing)", dir: "auto" }),
   ]));
@@ -424,7 +459,7 @@ function searchLike(uri) {
   if (uri) { find("search-text").value = ""; find("search-form").requestSubmit(); find("search-text").focus(); }
 }
 
-async function searchIndex() {
+async function searchIndex(signal) {
   const text = find("search-text").value.trim(), top = find("top").valueAsNumber || 24;
   if (!text && !likeness) { find("search-text").focus(); return; }
   const request = { top };
@@ -432,7 +467,7 @@ async function searchIndex() {
   if (likeness) request.image = likeness;
   if (text && find("rerank").checked) request.rerank = Math.max(top, 32);
   if (find("where").value.trim()) request.where = find("where").value;
-  const { results } = await call("search", request);
+  const { results } = await call("search", request, signal);
   find("search-status").textContent = results.length === 1 ? "1 image" : `${results.length} images`;
   find("results").replaceChildren(...results.map((each) => {
     const facts = [`similarity ${each.similarity.toFixed(3)}`];
@@ -482,7 +517,10 @@ function showRun() {
   }
   const counted = run.num_counted < run.num_shards ? ` · counted in ${run.num_counted} of ${run.num_shards} shards` : "";
   find("run").replaceChildren(tiles, make("p", { className: "quiet", textContent: `${run.source} · ${run.decision}${counted}` }));
-  find("shard").append(...run.shards.slice(0, 1000).map((name) => make("option", { value: name, textContent: name })));
+  const shards = run.shards.slice(0, MOST_SHARDS).map((name) => make("option", { value: name, textContent: name }));
+  const rest = run.shards.length - shards.length;
+  if (rest) shards.push(make("option", { disabled: true, textContent: `and ${THOUSANDS.format(rest)} more` }));
+  find("shard").replaceChildren(make("option", { value: "", textContent: "all" }), ...shards);
   find("label-mode").hidden = !run.can_label;
 }
 
@@ -490,10 +528,10 @@ function imagesAddress(values) {
   return "capfilt/images?" + new URLSearchParams(Object.entries(values).filter(([, value]) => value !== "" && value !== null));
 }
 
-async function browse(isMore) {
+async function browse(signal, isMore = false) {
   const wanted = { show: find("show").value, shard: find("shard").value, text: find("browse-text").value,
                    low: find("low").value, high: find("high").value, start: isMore ? nextStart : null };
-  const reply = await call(imagesAddress(wanted));
+  const reply = await call(imagesAddress(wanted), null, signal);
   const cards = reply.images.map(capfiltCard);
   if (isMore) find("cards").append(...cards); else find("cards").replaceChildren(...cards);
   nextStart = reply.next;
@@ -521,63 +559,70 @@ function capfiltCard(image) {
 const PART = 20;  // texts that are asked for together
 let sample = null;
 
-async function drawSample() {
-  sample = { num_texts: find("num-texts").valueAsNumber || 200, by: find("by").value, seed: find("seed").valueAsNumber || 0 };
-  sample.texts = new Map();
-  await fetchTexts(0);
-  let number = 0;
-  while (number < sample.count - 1 && (await asked(number)).label) number++;  // go on where it was left
+async function drawSample(signal) {
+  const drawn = { num_texts: find("num-texts").valueAsNumber || 200, by: find("by").value, seed: find("seed").valueAsNumber || 0 };
+  drawn.texts = new Map();
+  const { first_open: open } = await fetchTexts(drawn, 0, signal);
+  if (!drawn.count) throw new CallError("This run has no texts yet.");
+  const number = open ?? drawn.count - 1;  // go on where it was left
+  await asked(drawn, number, signal);
+  sample = drawn;
   find("asking").hidden = false;
   find("calibrate").textContent = `${run.calibrate} ${sample.file}`;
   await showAsked(number);
   find("yes").focus();
 }
 
-async function fetchTexts(start) {
-  const { num_texts, by, seed } = sample;
-  const reply = await call("capfilt/labels?" + new URLSearchParams({ num_texts, by, seed, start, limit: PART }));
-  for (const text of reply.texts) sample.texts.set(text.number, text);
-  Object.assign(sample, { count: reply.num_texts, answered: reply.num_answered, file: reply.file });
+async function fetchTexts(of, start, signal) {
+  const { num_texts, by, seed } = of;
+  const reply = await call("capfilt/labels?" + new URLSearchParams({ num_texts, by, seed, start, limit: PART }), null, signal);
+  for (const text of reply.texts) of.texts.set(text.number, text);
+  Object.assign(of, { count: reply.num_texts, answered: reply.num_answered, file: reply.file });
+  return reply;
 }
 
-async function asked(number) {
-  if (!sample.texts.has(number)) await fetchTexts(number - number % PART);
-  return sample.texts.get(number);
+async function asked(of, number, signal) {
+  if (!of.texts.has(number)) await fetchTexts(of, number - number % PART, signal);
+  return of.texts.get(number);
 }
 
 async function showAsked(number) {
   if (number < 0 || number >= sample.count) return;
-  const text = await asked(number);
-  sample.number = number;
+  const shown = sample;
+  shown.wanted = number;
+  const text = await asked(shown, number);
+  if (sample !== shown || shown.wanted !== number) return;  // another one was asked for meanwhile
+  shown.number = number;
   find("asked-image").hidden = !text.thumbnail;
   find("no-image").hidden = Boolean(text.thumbnail);
   find("asked-image").src = text.thumbnail || "data:,";
   find("asked-text").textContent = text.caption;
   for (const answer of ["yes", "no", "unsure"]) find(answer).setAttribute("aria-pressed", String(text.label === answer));
-  find("place").textContent = `Text ${number + 1} of ${sample.count}, ${sample.answered} answered`;
-  find("answered").max = sample.count;
-  find("answered").value = sample.answered;
-  if (number + 1 < sample.count) asked(number + 1).catch(() => {});  // is there when it is wanted
+  find("place").textContent = `Text ${number + 1} of ${shown.count}, ${shown.answered} answered`;
+  find("answered").max = shown.count;
+  find("answered").value = shown.answered;
+  if (number + 1 < shown.count) asked(shown, number + 1).catch(() => {});  // is there when it is wanted
 }
 
 let storing = Promise.resolve();  // answers arrive in the order in which they were given
 
 async function giveLabel(label) {
-  const { number, num_texts, by, seed } = sample, text = sample.texts.get(number), before = text.label;
+  const labelled = sample, { number, num_texts, by, seed } = labelled;
+  const text = labelled.texts.get(number), before = text.label;
   const given = before === label ? "" : label;  // the same once more takes it back
   const change = (answer) => {
-    sample.answered += Boolean(answer) - Boolean(text.label);
+    labelled.answered += Boolean(answer) - Boolean(text.label);
     text.label = answer;
   };
   change(given);
   const sent = storing.then(() => call("capfilt/labels", { num_texts, by, seed, labels: [{ number, label: given }] }));
   storing = sent.catch(() => {});
-  await showAsked(given ? Math.min(number + 1, sample.count - 1) : number);
+  await showAsked(given ? Math.min(number + 1, labelled.count - 1) : number);
   try {
     await sent;
   } catch (error) {
     change(before);
-    await showAsked(number);
+    if (sample === labelled) await showAsked(number);
     throw error;
   }
 }
@@ -587,7 +632,7 @@ function setMode(isLabel) {
   find("label").hidden = !isLabel;
   find("browse-mode").setAttribute("aria-pressed", String(!isLabel));
   find("label-mode").setAttribute("aria-pressed", String(isLabel));
-  if (isLabel && !sample) during(null, drawSample);
+  if (isLabel && !sample) during("sample-form", drawSample);
 }
 
 // Tabs
@@ -601,7 +646,7 @@ function openTab(name) {
     tab.tabIndex = isOpen ? 0 : -1;
     find(tab.getAttribute("aria-controls")).hidden = !isOpen;
   }
-  if (name === "capfilt" && !find("cards").childElementCount) during(null, () => browse(false));
+  if (name === "capfilt" && !find("cards").childElementCount) during("browse-form", browse);
   history.replaceState(null, "", name === "look" ? location.pathname + location.search : "#" + name);
 }
 
@@ -619,37 +664,42 @@ function connect() {
   find("files").addEventListener("change", (event) => { addImages(event.target.files); event.target.value = ""; });
   find("remove").addEventListener("click", removeCurrent);
   const filesOf = (transfer) => [...(transfer?.files || [])];
-  document.addEventListener("dragover", (event) => { event.preventDefault(); document.body.classList.add("dragging"); });
+  document.addEventListener("dragover", (event) => {
+    if (!event.dataTransfer.types.includes("Files")) return;  // text is dropped where the browser drops it
+    event.preventDefault();
+    document.body.classList.add("dragging");
+  });
   document.addEventListener("dragleave", (event) => { if (!event.relatedTarget) document.body.classList.remove("dragging"); });
   document.addEventListener("drop", (event) => {
-    event.preventDefault();
     document.body.classList.remove("dragging");
     const files = filesOf(event.dataTransfer);
-    if (files.length) { openTab("look"); addImages(files); }
+    if (files.length) { event.preventDefault(); openTab("look"); addImages(files); }
   });
   document.addEventListener("paste", (event) => {
     const files = filesOf(event.clipboardData);
-    if (files.length) { event.preventDefault(); openTab("look"); addImages(files); }
+    const isText = event.target.matches?.("input, textarea") && event.clipboardData.types.includes("text/plain");
+    if (files.length && !isText) { event.preventDefault(); openTab("look"); addImages(files); }
   });
-  onSubmit("caption-form", () => { if (current) { current.captions = null; return writeCaptions(current); } });
+  onSubmit("caption-form", () => writeCaptions(current));
   onSubmit("match-form", compare);
   onSubmit("answer-form", ask);
   onSubmit("chat-form", send);
   find("restart").addEventListener("click", () => { current.turns = []; showTurns(); find("message").focus(); });
   onSubmit("search-form", searchIndex);
   find("clear-image").addEventListener("click", () => { searchLike(null); find("search-text").focus(); });
-  onSubmit("browse-form", () => browse(false));
-  find("more").addEventListener("click", () => during(find("more"), () => browse(true)));
+  onSubmit("browse-form", browse);
+  find("more").addEventListener("click", () => during("browse-form", (signal) => browse(signal, true)));
   find("browse-mode").addEventListener("click", () => setMode(false));
   find("label-mode").addEventListener("click", () => setMode(true));
   onSubmit("sample-form", drawSample);
   const keys = { y: "yes", n: "no", u: "unsure", arrowleft: "back", arrowright: "forward" };
-  for (const answer of ["yes", "no", "unsure"]) find(answer).addEventListener("click", () => during(null, () => giveLabel(answer)));
-  find("back").addEventListener("click", () => during(null, () => showAsked(sample.number - 1)));
-  find("forward").addEventListener("click", () => during(null, () => showAsked(sample.number + 1)));
+  for (const answer of ["yes", "no", "unsure"]) find(answer).addEventListener("click", () => attempt(() => giveLabel(answer)));
+  find("back").addEventListener("click", () => attempt(() => showAsked(sample.number - 1)));
+  find("forward").addEventListener("click", () => attempt(() => showAsked(sample.number + 1)));
   document.addEventListener("keydown", (event) => {
-    const id = keys[event.key.toLowerCase()];
+    const id = keys[event.key?.toLowerCase()];
     if (!id || find("asking").offsetParent === null || event.ctrlKey || event.metaKey || event.altKey) return;
+    if (event.repeat && !id.endsWith("k") && id !== "forward") return;  // a key that is held down is one answer
     if (event.target.matches("input, select, textarea, [role=tab]")) return;
     event.preventDefault();
     find(id).click();
@@ -658,7 +708,7 @@ function connect() {
     event.preventDefault();
     sessionStorage.setItem("openblip-key", find("key").value);
     find("key-form").hidden = true;
-    during(null, begin);
+    during("main", begin);
   });
 }
 
@@ -690,4 +740,4 @@ async function showExamples() {
 }
 
 connect();
-during(null, begin);
+during("main", begin);
