@@ -17,7 +17,7 @@ from tokenizers import decoders, models, pre_tokenizers, processors, trainers
 from openblip.checkpoints.checkpoint import Blip2Checkpoint
 from openblip.data.config import Preprocessing
 from openblip.models.blip2 import Blip2
-from openblip.models.config import Blip2Config, Blip2Head, LanguageConfig, TowerConfig
+from openblip.models.config import Blip2Config, Blip2Head, LanguageConfig, Projection, TowerConfig
 from openblip.models.language_model import LanguageModel, wrap_language_model
 from openblip.models.vision_tower import VisionTower
 from openblip.nn.config import QFormerConfig
@@ -50,6 +50,7 @@ def tiny_blip2(
     *,
     tower: bool = False,
     instructed: bool = False,
+    projection: Projection = "linear",
 ) -> Blip2Checkpoint:
     """In eval mode. language: what head llm writes with. tower: a CLIP of Hugging Face as image encoder."""
     if language is not None:
@@ -62,6 +63,7 @@ def tiny_blip2(
         embed_dim=TINY.embed_dim,
         heads=tuple(heads),
         instructed=instructed,
+        projection=projection,
     )
     model = Blip2(config, tiny_tower() if tower else None, None)
     randomise(model, seed=0, scale=0.3)

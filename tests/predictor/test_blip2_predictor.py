@@ -11,7 +11,7 @@ import torch
 from tiny_predictor import IMAGES, TEXTS, blip2_predictor, make_predictor, random_video
 
 import openblip
-from openblip.errors import ConfigError, UnsupportedTaskError
+from openblip.errors import CheckpointError, ConfigError, UnsupportedTaskError
 from openblip.generation.decoding import Greedy
 from openblip.predictor import Blip2Predictor
 from tiny_blip import tiny_tokenizer
@@ -115,6 +115,21 @@ def test_a_saved_checkpoint_loads_and_says_the_same(tmp_path: Path, language: An
         openblip.load(tmp_path, encoder_token="[ENC]")
     with pytest.raises(ConfigError, match="which is for a BLIP; of a BLIP-2 the language model"):
         openblip.load(tmp_path, device="cpu", dtype="int8")
+
+
+def test_queries_may_be_projected_by_two_layers(tmp_path: Path) -> None:
+    predictor = blip2_predictor((), "opt", projection="mlp")
+    first, _, second = predictor.model.language_proj
+    queries = torch.randn(2, 3, first.in_features)
+    expected = second(torch.nn.functional.gelu(first(queries)))
+    torch.testing.assert_close(predictor.model.visual_prompts(queries), expected)
+    predictor.save(tmp_path / "native")
+    loaded = openblip.load(tmp_path / "native", device="cpu")
+    assert loaded.answer(IMAGES, "why?") == predictor.answer(IMAGES, "why?")
+    with pytest.raises(CheckpointError, match="a linear projection"):
+        predictor.save(tmp_path / "theirs", format="huggingface")
+    values = {name: value for name, value in predictor.model.config.to_dict().items() if name != "projection"}
+    assert type(predictor.model.config).from_dict(values).projection == "linear"  # of an earlier version
 
 
 def test_float16_is_for_the_frozen_parts() -> None:

@@ -38,9 +38,9 @@ def make_predictor(*heads: Head, encoder_token: EncoderToken = "[ENC]", **vision
 
 
 def blip2_predictor(
-    heads: Sequence[Blip2Head] = ("itc", "itm", "itg"), language: Language | None = None, **settings: bool
+    heads: Sequence[Blip2Head] = ("itc", "itm", "itg"), language: Language | None = None, **settings: Any
 ) -> Blip2Predictor:
-    """settings: `tower`, `instructed`."""
+    """settings: `tower`, `instructed`, `projection`."""
     return Blip2Predictor(tiny_blip2(heads, language, **settings), device="cpu")
 
 

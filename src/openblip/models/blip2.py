@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from openblip.errors import ConfigError, UnsupportedTaskError
 from openblip.models.blip import INITIAL_TEMPERATURE, CrossKV, ModelWithHeads, initialise
-from openblip.models.config import Blip2Config
+from openblip.models.config import Blip2Config, Projection
 from openblip.models.decoder import CachedDecoder, read_prompt
 from openblip.models.language_model import LanguageModel, Predicted
 from openblip.models.vision_tower import VisionTower, run_frozen, run_without_graph
@@ -92,7 +92,7 @@ class Blip2(ModelWithHeads):
         if "itm" in heads:
             self.itm_head = nn.Linear(width, 2)
         if config.language is not None:
-            self.language_proj = nn.Linear(width, config.language.hidden_dim)
+            self.language_proj = _projection(config.projection, width, config.language.hidden_dim)
         queries = self.qformer.embeddings.queries
         if not queries.is_meta:  # there is nothing to draw, and torch would import its compiler for it
             self.apply(initialise)  # before the frozen parts are added, which have their own weights
@@ -212,3 +212,9 @@ class Blip2(ModelWithHeads):
         view, tokens = record_attention(self, following)
         view, image = record_attention(view, cast(CrossAttention, attending[layer].branch))
         return view, QueryAttention(image, tokens)
+
+
+def _projection(kind: Projection, width: int, language_dim: int) -> nn.Module:
+    """From queries (R, Q, D) to visual prompts (R, Q, Dl)."""
+    first = nn.Linear(width, language_dim)
+    return first if kind == "linear" else nn.Sequential(first, nn.GELU(), nn.Linear(language_dim, language_dim))

@@ -81,6 +81,7 @@ class BlipConfig:
 
 
 Blip2Head = Literal["itc", "itm", "itg", "llm"]
+Projection = Literal["linear", "mlp"]
 
 BLIP2_HEADS: tuple[Blip2Head, ...] = get_args(Blip2Head)
 STAGE1_HEADS: tuple[Blip2Head, ...] = ("itc", "itm", "itg")
@@ -157,6 +158,8 @@ class Blip2Config:
     instructed: bool = False
     """Whether the Q-Former reads the question or instruction beside its queries, for the language model
     (VQA fine-tuning, BLIP-2 section 4.3; InstructBLIP)."""
+    projection: Projection = "linear"
+    """What makes visual prompts of the queries: a linear layer (BLIP-2 section 3.3), or two with a GELU between."""
     vision_norm_eps: float = 1e-5
     """Epsilon of the trained norm over the image features; transformers' conversions say 1e-6."""
 
@@ -166,6 +169,8 @@ class Blip2Config:
             raise ConfigError("The head llm and a language model belong together: name both or neither.")
         if self.instructed and "llm" not in self.heads:
             raise ConfigError("instructed needs the head llm: the Q-Former reads questions for the language model.")
+        if self.projection != "linear" and "llm" not in self.heads:
+            raise ConfigError("projection needs the head llm: it is between queries and language model.")
         check_positive("embed_dim", self.embed_dim)
 
     @property
@@ -179,6 +184,7 @@ class Blip2Config:
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "Blip2Config":
         """The inverse of `to_dict`; an unknown or missing field is a ConfigError."""
+        values = {"projection": "linear", **values}  # which earlier versions do not name
         unlike = sorted(set(values) ^ {field.name for field in fields(cls)})
         if unlike:
             raise ConfigError(f"The model config cannot be read: missing or unknown are {', '.join(unlike)}.")

@@ -374,6 +374,8 @@ class Blip2Run(Run):
     task: Blip2TaskConfig
     embed_dim: int = 256
     """Width of the space in which ITC compares queries and texts."""
+    projection: models.Projection | None = None
+    """What makes the language model's visual prompts of the queries; None: as the checkpoint, else a linear layer."""
     text_init: str | None = None
     """BERT to start a new Q-Former from: a Hugging Face folder or hub name; needs that BERT's `tokenizer`."""
     text_branch: str | None = None
@@ -420,7 +422,7 @@ class Blip2Run(Run):
             "no frozen part comes from --init; it is for these",
         ),
         Condition("vision.dtype", lambda run: not run.train_vision, "an image encoder that is trained is float32"),
-        Condition("language", lambda run: run.writes_text, "the task has no language model"),
+        Condition("language projection", lambda run: run.writes_text, "the task has no language model"),
         Condition(
             "language.max-text-tokens",
             lambda run: run.max_text_tokens is None,
@@ -483,8 +485,14 @@ class Blip2Run(Run):
             config, texts = start.model.config, text_branch.model.config.qformer
             qformer = replace(config.qformer, vocab_size=texts.vocab_size, max_positions=texts.max_positions)
             config = replace(config, qformer=qformer)
+        projection = self.projection or (config.projection if "llm" in heads else "linear")
         config = replace(
-            config, vision=encoder.config, language=language_config, heads=heads, instructed=self.instructed
+            config,
+            vision=encoder.config,
+            language=language_config,
+            heads=heads,
+            instructed=self.instructed,
+            projection=projection,
         )
         tokenizer = entries = None
         if config.has_text_branch:
