@@ -33,6 +33,7 @@ RUNS = {
     "command_line-caption-4032x3024": ["benchmarks.command_line", "caption", "4032x3024"],
     "command_line-capfilt-640x480": ["benchmarks.command_line", "capfilt", "640x480", "--jpeg", "scaled"],
     "command_line-capfilt-4032x3024": ["benchmarks.command_line", "capfilt", "4032x3024"],
+    "command_line-index-640x480": ["benchmarks.command_line", "index", "640x480", "--jpeg", "scaled"],
     "training_step": ["benchmarks.training_step"],
     "openvino": ["benchmarks.openvino_pipeline"],
     "quality": ["benchmarks.quality"],

@@ -1,14 +1,14 @@
-"""`openblip caption` and `openblip capfilt` over tar shards reach the rate of their models alone.
+"""`openblip caption`, `capfilt` and `index` over tar shards reach the rate of their models alone.
 
 Peer: the same models in the same process, called with images that are decoded and resized already, in the same batches.
 Claim: reading, decoding, resizing and writing cost at most a tenth of that rate, for photographs of 640 x 480 and of 12
 megapixels, with the options that the commands have by default. Beside it: JPEG files decoded exactly.
 
 Method: BLIP-base at 384 pixels with random weights (captioner and filter have equal image encoders), exactly 20 new
-tokens, 8 images in a batch; four shards of JPEG files.
+tokens, 8 images in a batch; four shards of JPEG files. An index is that of the filter, of the images and their texts.
 The sides take turns. Loading the models, of which their hash for a manifest is a part, is on neither side.
 
-    python -m benchmarks.command_line caption|capfilt 640x480|4032x3024 [--images 64]
+    python -m benchmarks.command_line caption|capfilt|index 640x480|4032x3024 [--images 64]
 """
 
 import contextlib
@@ -48,7 +48,7 @@ def write_shards(folder: Path, size: tuple[int, int], count: int) -> None:
 
 def main() -> None:
     options = parser(__doc__)
-    options.add_argument("command", choices=["caption", "capfilt"])
+    options.add_argument("command", choices=["caption", "capfilt", "index"])
     options.add_argument("size", help="of the images, as WIDTHxHEIGHT")
     options.add_argument("--images", type=int, default=64, help="in all shards")
     options.set_defaults(repeats=3)
@@ -61,7 +61,8 @@ def main() -> None:
         shards.mkdir()
         width, height = map(int, arguments.size.split("x"))
         write_shards(shards, (width, height), arguments.images)
-        sides = {"caption": caption_sides, "capfilt": capfilt_sides}[arguments.command](shards, arguments)
+        sides_of = {"caption": caption_sides, "capfilt": capfilt_sides, "index": index_sides}
+        sides = sides_of[arguments.command](shards, arguments)
         seconds = alternate(sides, arguments.repeats, warm_up=0)
     title = f"openblip {arguments.command}, {arguments.images} JPEG files of {arguments.size}"
     report.timings(title, seconds)
@@ -158,6 +159,31 @@ def capfilt_sides(shards: Path, arguments: Any) -> dict[str, Callable[[], object
                 encoded = encoded if encodes_once else judge.encode(shard_pixels[part], batch_size)
                 judge.score_texts(encoded, given, batch_size)
 
+    return {"models alone": alone, **{jpeg: partial(command, jpeg) for jpeg in arguments.jpeg}}
+
+
+def index_sides(shards: Path, arguments: Any) -> dict[str, Callable[[], object]]:
+    """`build_index` with a model that is loaded already, and its embeddings of the same images and texts alone."""
+    import openblip
+    from openblip.data.config import DecodingAhead
+    from openblip.search.index import build_index
+
+    predictor = openblip.load(filter_folder(), arguments.device, "auto")
+    hashed = predictor.fingerprint()
+    vars(predictor)["fingerprint"] = lambda: hashed
+    batch_size, pixels, captions = arguments.batch_size, prepared(predictor, shards), texts(arguments.images)
+
+    def command(jpeg: Any) -> None:
+        reading = DecodingAhead(jpeg=jpeg)
+        with tempfile.TemporaryDirectory() as out, contextlib.redirect_stderr(io.StringIO()):
+            done = build_index(str(shards), predictor, out, checkpoint="base", reading=reading, batch_size=batch_size)
+        assert done.added == len(pixels)
+
+    def alone() -> None:
+        predictor.embed_images(pixels, batch_size)
+        predictor.embed_texts(captions, batch_size)
+
+    predictor.embed_images(pixels[:batch_size])  # once without a clock
     return {"models alone": alone, **{jpeg: partial(command, jpeg) for jpeg in arguments.jpeg}}
 
 
