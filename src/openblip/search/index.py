@@ -537,7 +537,7 @@ class ImageIndex:
             self.images, self.texts = database.open_table("images"), database.open_table("texts")
         except (ValueError, RuntimeError, OSError) as error:
             raise ConfigError(f"{folder} has no whole tables; run `openblip index` again ({error})") from error
-        if not isinstance(predictor, BasePredictor):
+        if isinstance(predictor, str | None):
             predictor = openblip.load(predictor or self.settings["checkpoint"], device=device, dtype=dtype)
         self.predictor = predictor
         if self.predictor.fingerprint() != self.settings["model"]:
@@ -619,7 +619,7 @@ class ImageIndex:
                     best[name] = row
         nearest = sorted(best.values(), key=lambda row: (-row["similarity"], row["shard"], row["key"]))[:count]
         if thumbnails:
-            self._add_thumbnails(nearest)
+            self._add_thumbnails(nearest, find)
         return nearest
 
     def _nearest_rows(
@@ -631,14 +631,15 @@ class ImageIndex:
             search = table.search(vector, vector_column_name="vector").distance_type("dot")
             if where:
                 search = search.where(f"({where})", prefilter=True)
-            if exact:
+            num_probed = 0 if exact else self._num_probed(table, limit)
+            if num_probed:
+                # More are probed where a condition leaves too few rows in these.
+                search = search.minimum_nprobes(num_probed).maximum_nprobes(0).refine_factor(REFINE_FACTOR)
+            else:
                 search = search.bypass_vector_index()
-            elif partitions := self._partitions(table):
-                # More are probed where a condition, or a large count, leaves too few rows in these.
-                search = search.minimum_nprobes(max(FEWEST_PROBED, round(PROBED_SHARE * partitions))).maximum_nprobes(0)
-                search = search.refine_factor(REFINE_FACTOR)
             try:
-                rows = search.select(["id", "shard", "key", "caption", "_distance"]).limit(limit).to_arrow().to_pylist()
+                columns = ["id", "shard", "key", "caption", "_distance"]
+                rows = search.with_row_id(True).select(columns).limit(limit).to_arrow().to_pylist()
             except (ValueError, RuntimeError, OSError) as error:
                 if not where:
                     raise
@@ -648,18 +649,26 @@ class ImageIndex:
                 return list(rows)
             limit *= 4
 
-    def _partitions(self, table: Any) -> int:
-        """Of the approximate index; 0 without."""
+    def _num_probed(self, table: Any, count: int) -> int:
+        """Partitions of the approximate index that are searched for so many rows; 0 where each vector is compared."""
         rows: int = table.count_rows()
-        return num_partitions(rows) if table.list_indices() else 0
+        if not table.list_indices() or count * REFINE_FACTOR >= rows:  # all would be compared
+            return 0
+        return max(FEWEST_PROBED, round(PROBED_SHARE * num_partitions(rows)))
 
-    def _add_thumbnails(self, rows: Sequence[dict[str, Any]]) -> None:
-        for group in _groups(rows):
-            names = ", ".join(quoted(_image_id(row["shard"], row["key"])) for row in group)
-            found = _select(self.images, f"id IN ({names}) AND thumbnail IS NOT NULL", ["id", "thumbnail"]).to_pylist()
-            files = {row["id"]: row["thumbnail"] for row in found}
-            for row in group:
-                row["thumbnail"] = files.get(_image_id(row["shard"], row["key"]))
+    def _add_thumbnails(self, rows: Sequence[dict[str, Any]], find: Searched) -> None:
+        wanted = {_image_id(row["shard"], row["key"]) for row in rows}
+        columns, files = ["id", "thumbnail"], dict[str, bytes]()
+        if find == "images" and rows:
+            # Quick, but a commit since the search may have numbered rows anew, and one of several vectors has the file.
+            numbered = self.images.take_row_ids([row["_rowid"] for row in rows]).select(columns).to_arrow()
+            files = {row["id"]: row["thumbnail"] for row in numbered.to_pylist() if row["thumbnail"] is not None}
+        for group in _groups(sorted(wanted - files.keys())):
+            names = ", ".join(map(quoted, group))
+            found = _select(self.images, f"id IN ({names}) AND thumbnail IS NOT NULL", columns)
+            files |= {row["id"]: row["thumbnail"] for row in found.to_pylist()}
+        for row in rows:
+            row["thumbnail"] = files.get(_image_id(row["shard"], row["key"]))
 
     def _matches(self, hits: Sequence[Hit], text: str | None, image: ImageInput | None) -> list[float]:
         """P(match) of each hit: of its text with the image, or else of its image with the text."""
