@@ -19,7 +19,6 @@ TaskName = Literal[
 ]
 OF_VIDEOS = {"video-retrieval": "retrieval", "video-qa": "vqa"}  # and what they are called for images
 SERVED = ("caption", "vqa", "video-qa", "visdial")  # whose data sets have an evaluation server
-LISTS = ("predictions", "results", "rejects", "curves", "reliability")  # written to files, not printed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,6 +127,7 @@ def command(
     from openblip.data.sources import check_options_used, open_source, require_texts
     from openblip.distributed import process_group
     from openblip.evaluation.catalog import BENCHMARKS
+    from openblip.evaluation.run import without_lists
 
     benchmark = BENCHMARKS[OF_VIDEOS.get(task, task)]
     with process_group() as process:
@@ -150,20 +150,12 @@ def command(
             write_json(out, {"task": task, "model": model.model, "dtype": predictor.precision, "data": data, **scores})
         if results is not None:
             write_json(results, scores["results"])
-        print(json.dumps(_without_lists(scores), indent=2))
+        print(json.dumps(without_lists(scores), indent=2))
         if unused := unused_line([source.count_unused()]):
             print(unused, file=sys.stderr)
         for reject in scores["rejects"]:
             print(f"skipped {Reject(reject['shard'], reject['key'], reject['reason'])}", file=sys.stderr)
     return 1 if scores["num_rejects"] else 0
-
-
-def _without_lists(scores: dict[str, Any]) -> dict[str, Any]:
-    return {
-        name: _without_lists(value) if isinstance(value, dict) else value
-        for name, value in scores.items()
-        if name not in LISTS
-    }
 
 
 def _settings(task: TaskName, tasks: TaskOptions, answer_decoding: Beam) -> dict[str, Any]:

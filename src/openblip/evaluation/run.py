@@ -17,6 +17,8 @@ from openblip.predictor import BasePredictor, Images
 from openblip.progress import Progress
 
 SAMPLES_PER_BATCH = 64
+LISTS = ("predictions", "results", "rejects", "curves", "reliability")
+"""What a report lists sample by sample or point by point."""
 
 Result = TypeVar("Result")
 Outcome = Reject | tuple[Sample, Result]  # the sample without its images
@@ -97,6 +99,15 @@ def sample_images(
     """The samples' images for a call of the predictor; with `num_frames` their videos, encoded."""
     encoded = [sample.image for sample in samples]
     return encoded if num_frames is None else predictor.encode_videos(encoded, num_frames, batch_size)
+
+
+def without_lists(report: Mapping[str, Any]) -> dict[str, Any]:
+    """The counts and scores of a report, without what it lists one by one."""
+    return {
+        name: without_lists(value) if isinstance(value, dict) else value
+        for name, value in report.items()
+        if name not in LISTS
+    }
 
 
 def require_caption(sample: Sample) -> None:

@@ -97,6 +97,9 @@ def _recall(name: str, score: str) -> Measure:
 CIDER = Measure(name="CIDEr", task="caption", path=("cider",))
 EXACT = Measure(name="true captions, %", task="caption", path=("exact_match",), scale=100)
 TEXT_RECALL, IMAGE_RECALL = _recall("TR@1", "tr_r1"), _recall("IR@1", "ir_r1")
+FALSE_CAPTIONS = Measure(
+    name="false captions, %", task="caption", path=("hallucination", "captions"), scale=100, higher_is_better=False
+)
 VQA_ACCURACY = Measure(name="VQA accuracy", task="vqa", path=("vqa_accuracy",), data="questions", scale=100)
 PARAMETERS = Measure(
     name="parameters, M", task="model", path=("parameters",), scale=1e-6, digits=2, higher_is_better=None

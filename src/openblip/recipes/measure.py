@@ -12,8 +12,6 @@ from openblip.data.config import SourceOptions
 from openblip.errors import UnsupportedTaskError
 from openblip.files import read_json, write_json
 
-_LISTS = ("predictions", "results", "rejects")  # of a benchmark, which are not kept
-
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
@@ -35,6 +33,7 @@ def measure_requests(requests: Sequence[Request], reading: Mapping[str, Any]) ->
     from openblip.data.sources import open_source
     from openblip.data.sources.opening import reading_of
     from openblip.evaluation.catalog import BENCHMARKS
+    from openblip.evaluation.run import without_lists
 
     missing = [request for request in requests if not request.file.exists()]
     model = requests[0].model
@@ -55,7 +54,7 @@ def measure_requests(requests: Sequence[Request], reading: Mapping[str, Any]) ->
                 result = BENCHMARKS[request.task].evaluate(predictor, source, **options)
             except UnsupportedTaskError as error:
                 result = {"unsupported": str(error)}
-            result = {name: value for name, value in result.items() if name not in _LISTS}
+            result = without_lists(result)
         facts = {"model": model, "task": request.task, "data": request.data, "options": dict(request.options)}
         write_json(request.file, {**facts, **result})
 

@@ -2,18 +2,22 @@
 
 from openblip.recipes.ablation import CIDER, VQA_ACCURACY, AblationTable, Plan, Variant
 from openblip.recipes.presets import LanguageKind
+from openblip.recipes.run import Blip2Run
 
-_NUM_POINTS = 3
-_NAMES: dict[LanguageKind, str] = {"opt": "OPT", "t5": "T5"}
+LANGUAGE_NAMES: dict[LanguageKind, str] = {"opt": "OPT", "t5": "T5"}
 
 
 def variants(plan: Plan) -> dict[str, Variant]:
     stage1, rows = plan.stage1(), {}
-    for kind, name in _NAMES.items():
+    for kind, name in LANGUAGE_NAMES.items():
         for label, init in ((f"{name}, no stage 1", None), (f"{name}, stage 1", stage1)):
-            run = plan.stage2(kind, init)
-            rows[label] = plan.train_curve(run, plan.data.need("human"), _NUM_POINTS, after=init)
+            rows[label] = train_stage2(plan, plan.stage2(kind, init))
     return rows
+
+
+def train_stage2(plan: Plan, run: Blip2Run) -> Variant:
+    """A stage 2 with models on its way, so that it is the same training in every table."""
+    return plan.train_curve(run, plan.data.need("human"), 3, after=run.init)
 
 
 TABLE = AblationTable(

@@ -1,7 +1,16 @@
 """BLIP, Table 1: what captioner and filter are worth, alone and together."""
 
 from openblip.data.decision import Decision
-from openblip.recipes.ablation import CIDER, IMAGE_RECALL, TEXT_RECALL, AblationTable, Measure, Plan, Variant
+from openblip.recipes.ablation import (
+    CIDER,
+    FALSE_CAPTIONS,
+    IMAGE_RECALL,
+    TEXT_RECALL,
+    AblationTable,
+    Measure,
+    Plan,
+    Variant,
+)
 
 NOISE = Measure(name="untrue texts, %", task="capfilt", path=("truth", "noise_after"), scale=100, higher_is_better=None)
 NUM_TEXTS = Measure(name="texts", task="capfilt", path=("num_kept",), digits=0, higher_is_better=None)
@@ -23,7 +32,7 @@ TABLE = AblationTable(
     claim="Captioner and filter each help, and together they help most.",
     differs="The texts that BLIP is pre-trained on; images, steps and seeds are equal.",
     variants=variants,
-    measures=(CIDER, TEXT_RECALL, IMAGE_RECALL, NUM_TEXTS, NOISE),
+    measures=(CIDER, FALSE_CAPTIONS, TEXT_RECALL, IMAGE_RECALL, NUM_TEXTS, NOISE),
     paper={
         "none": {"TR@1": 78.4, "IR@1": 60.7, "CIDEr": 127.8},
         "filter": {"TR@1": 79.1, "IR@1": 61.5, "CIDEr": 128.2},
