@@ -23,9 +23,9 @@ from openblip.capfilt.config import CapFiltConfig
 from openblip.data.config import SourceOptions
 from openblip.data.decision import Decision
 from openblip.errors import ConfigError, OpenBlipError
-from openblip.files import hash_bytes, read_json, read_jsonl, write_json
+from openblip.files import hash_bytes, read_json, write_json
 from openblip.generation.decoding import Decoding, Nucleus
-from openblip.recipes.measure import Request, measure_requests
+from openblip.recipes.measure import Request, measure_requests, operations_per_step
 from openblip.recipes.run import Blip2Run, BlipRun, Run
 
 if TYPE_CHECKING:
@@ -104,6 +104,8 @@ VQA_ACCURACY = Measure(name="VQA accuracy", task="vqa", path=("vqa_accuracy",), 
 PARAMETERS = Measure(
     name="parameters, M", task="model", path=("parameters",), scale=1e-6, digits=2, higher_is_better=None
 )
+TRAINED_PARAMETERS = replace(PARAMETERS, name="trained, M", path=("trained_parameters",))
+OPERATIONS = replace(PARAMETERS, name="TFLOP of the training", path=("operations",), scale=1e-12, digits=0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,14 +126,6 @@ class CurvePoint:
             steps = read_json(folder / "config.json")["training"]["steps"] if (folder / "config.json").exists() else 0
             before = steps * (operations_per_step(folder) or 0.0)
         return None if own is None else before + self.steps * own
-
-
-def operations_per_step(folder: Path) -> float | None:
-    """What a step of a run computes on average, as its metrics.jsonl says; None where nothing is logged."""
-    logged = [
-        line.value["gflop_per_step"] for line in read_jsonl(folder / "metrics.jsonl") if "gflop_per_step" in line.value
-    ]
-    return 1e9 * sum(logged) / len(logged) if logged else None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -405,9 +399,11 @@ class Plan:
         config = CapFiltConfig(source=self.data.need("source"), captioner=captioner, filter=filter, decoding=decoding)
         return self.capfilt(config)
 
-    def pretrain(self, capfilt: str | None = None, **changes: Any) -> Variant:
-        """BLIP, pre-trained on the noisy pairs, or on those of a run of CapFilt; `changes` are fields of the run."""
-        source = None if capfilt is None else f"capfilt:{capfilt}"
+    def pretrain(self, capfilt: str | None = None, *, source: str | None = None, **changes: Any) -> Variant:
+        """BLIP, pre-trained on the noisy pairs, on those of a run of CapFilt, or on other ones; `changes` are fields
+        of the run.
+        """
+        source = source if capfilt is None else f"capfilt:{capfilt}"
         return self.measured(self.train(replace(self.preset.pretrain, **changes), source), capfilt)
 
     def measured(self, model: str, capfilt: str | None = None) -> Variant:

@@ -10,7 +10,7 @@ from typing import Any
 
 from openblip.data.config import SourceOptions
 from openblip.errors import UnsupportedTaskError
-from openblip.files import read_json, write_json
+from openblip.files import read_json, read_jsonl, write_json
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,15 +60,30 @@ def measure_requests(requests: Sequence[Request], reading: Mapping[str, Any]) ->
 
 
 def describe_model(model: str) -> dict[str, Any]:
-    """How many parameters a model has, and how many of them its training changed."""
-    from openblip.checkpoints.loading import load_checkpoint
-    from openblip.models.blip2 import Blip2
+    """How many parameters a model has, how many of them its training changed, and what that training computed.
 
-    loaded = load_checkpoint(model).model
-    counts = {name: part.numel() for name, part in loaded.named_parameters()}
-    frozen = ("vision.", "language.") if isinstance(loaded, Blip2) else ()
-    trained = sum(count for name, count in counts.items() if not name.startswith(frozen))
-    return {"parameters": sum(counts.values()), "trained_parameters": trained}
+    The last two are known of a model in the folder of its run alone.
+    """
+    from openblip.checkpoints.loading import load_checkpoint
+
+    counts = {name: part.numel() for name, part in load_checkpoint(model).model.named_parameters()}
+    folder = next((place for place in Path(model).parents if (place / "metrics.jsonl").exists()), None)
+    facts: dict[str, Any] = {"parameters": sum(counts.values())}
+    if folder is None:
+        return facts
+    states = sorted(folder.glob("checkpoints/step_*/frozen.json"))
+    frozen = {name.removeprefix("model.") for name in (read_json(states[-1]) if states else {})}
+    facts["trained_parameters"] = sum(count for name, count in counts.items() if name not in frozen)
+    if per_step := operations_per_step(folder):
+        facts["operations"] = per_step * read_json(folder / "config.json")["training"]["steps"]
+    return facts
+
+
+def operations_per_step(folder: Path) -> float | None:
+    """What a step of a run computes on average, as its metrics.jsonl says; None where nothing is logged."""
+    lines = (line.value for line in read_jsonl(folder / "metrics.jsonl"))
+    logged = [line["gflop_per_step"] for line in lines if "gflop_per_step" in line]
+    return 1e9 * sum(logged) / len(logged) if logged else None
 
 
 def describe_texts(capfilt: str) -> dict[str, Any]:
