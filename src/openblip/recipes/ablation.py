@@ -105,7 +105,7 @@ PARAMETERS = Measure(
     name="parameters, M", task="model", path=("parameters",), scale=1e-6, digits=2, higher_is_better=None
 )
 TRAINED_PARAMETERS = replace(PARAMETERS, name="trained, M", path=("trained_parameters",))
-OPERATIONS = replace(PARAMETERS, name="TFLOP of the training", path=("operations",), scale=1e-12, digits=0)
+TRAINING_OPERATIONS = replace(PARAMETERS, name="TFLOP of the training", path=("operations",), scale=1e-12, digits=0)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,10 +5,10 @@ from dataclasses import replace
 from openblip.recipes.ablation import (
     CIDER,
     IMAGE_RECALL,
-    OPERATIONS,
     PARAMETERS,
     TEXT_RECALL,
     TRAINED_PARAMETERS,
+    TRAINING_OPERATIONS,
     AblationTable,
     Plan,
     Variant,
@@ -37,7 +37,7 @@ TABLE = AblationTable(
     claim="A dual encoder matches and does not write, a decoder writes and matches poorly, and BLIP does both.",
     differs="The objectives, what is trained, and the parts that each system adds; all are trained on clean pairs.",
     variants=variants,
-    measures=(TEXT_RECALL, IMAGE_RECALL, CIDER, PARAMETERS, TRAINED_PARAMETERS, OPERATIONS),
+    measures=(TEXT_RECALL, IMAGE_RECALL, CIDER, PARAMETERS, TRAINED_PARAMETERS, TRAINING_OPERATIONS),
     remarks=(
         "Systems that do not match texts are ranked by the log-probability of the text. TFLOP are of the row's own "
         "training, without those that it starts from."
