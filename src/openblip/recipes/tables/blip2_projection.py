@@ -1,16 +1,7 @@
 """BLIP-2: a linear layer between queries and language model, or two."""
 
-from openblip.recipes.ablation import CIDER, VQA_ACCURACY, AblationTable, Measure, Plan, Variant
+from openblip.recipes.ablation import CIDER, TRAINED_PARAMETERS, VQA_ACCURACY, AblationTable, Plan, Variant
 from openblip.recipes.tables.blip2_stage1 import train_stage2
-
-TRAINED_PARAMETERS = Measure(
-    name="trained parameters, M",
-    task="model",
-    path=("trained_parameters",),
-    scale=1e-6,
-    digits=2,
-    higher_is_better=None,
-)
 
 
 def variants(plan: Plan) -> dict[str, Variant]:

@@ -14,6 +14,7 @@ from openblip.recipes.ablation import (
     Variant,
 )
 from openblip.recipes.systems import CLIP
+from openblip.recipes.tables.blip2_stage1 import train_stage2
 from openblip.tasks.config import PrefixConfig
 
 
@@ -27,8 +28,8 @@ def variants(plan: Plan) -> dict[str, Variant]:
         "ALBEF": plan.pretrain(source=human, task=albef),
         "SimVLM": plan.pretrain(source=human, task=PrefixConfig()),
         "BLIP-2, stage 1": Variant(model=plan.stage1()),
-        "BLIP-2 with OPT": Variant(model=plan.train(plan.stage2("opt", plan.stage1()), human)),
-        "BLIP-2 with T5": Variant(model=plan.train(plan.stage2("t5", plan.stage1()), human)),
+        "BLIP-2 with OPT": train_stage2(plan, plan.stage2("opt", plan.stage1())),
+        "BLIP-2 with T5": train_stage2(plan, plan.stage2("t5", plan.stage1())),
     }
 
 
