@@ -261,7 +261,7 @@ def train_large(options: argparse.Namespace) -> None:
         step()
     seconds = [timed(step) for _ in range(1 if options.small else 5)]
     report.timings(f"pre-training of BLIP-base, batch {size}", {"openblip": seconds})
-    operations = contrastive_step_flops(config, size, training_step.LONGEST, training_step.QUEUE_SIZE, lm=True)
+    operations = contrastive_step_flops(config, size, training_step.LONGEST, training_step.QUEUE_SIZE)
     ceilings = [matmul_ceiling(torch.bfloat16, device)]
     training_step.add_share(report, f"pre-training step, batch {size}", operations, seconds, ceilings, 0.45)
     if device == "cuda":

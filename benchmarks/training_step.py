@@ -341,7 +341,7 @@ def measure_speed(report: Report, options: argparse.Namespace) -> None:
     ceilings.append(matmul_ceiling(torch.bfloat16, device))
     report.timings(f"pre-training of BLIP-base, batch {size}", times)
     report.ratio("pre-training step, beside the plain implementation", times["plain"], times["openblip"], target=1.5)
-    operations = contrastive_step_flops(config, size, LONGEST, QUEUE_SIZE, lm=True)
+    operations = contrastive_step_flops(config, size, LONGEST, QUEUE_SIZE)
     add_share(report, "pre-training step", operations, times["openblip"], ceilings, 0.45 if device == "cuda" else 0.5)
     if device == "cuda":
         for name, step in sides.items():

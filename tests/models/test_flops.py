@@ -19,9 +19,18 @@ from openblip.errors import ConfigError
 from openblip.generation.decoding import Nucleus
 from openblip.generation.search import generate
 from openblip.models import flops
+from openblip.models.blip2 import Blip2
+from openblip.models.config import Projection
 from openblip.models.flops import LanguageModelShape
 from openblip.models.vision_tower import run_frozen
-from openblip.nn.config import Sharing
+from openblip.nn.config import (
+    ConnectorConfig,
+    PatchMlpConfig,
+    PoolingConfig,
+    ResamplerConfig,
+    Sharing,
+    SoftPromptConfig,
+)
 from tasks.tiny_tasks import BLIP2_CONFIGS, make_blip2, make_task
 from tiny_blip import SIZE, TINY, random_batch, random_pixels, random_tokens, tiny_blip
 from tiny_blip2 import tiny_blip2
@@ -68,15 +77,22 @@ def test_scoring_texts() -> None:
 
 
 @pytest.mark.parametrize("sharing", ["all_but_sa", "none"])
-@pytest.mark.parametrize("name", ["pretraining", "filtering"])
+@pytest.mark.parametrize("name", ["pretraining", "filtering", "itc+lm", "albef"])
 def test_contrastive_steps(name: str, sharing: Sharing) -> None:
     task = make_task(name, sharing)
     config = task.model.config
-    expected = flops.contrastive_step_flops(config, BATCH, LENGTH, num_keys=0, lm=name == "pretraining")
+    expected = flops.contrastive_step_flops(config, BATCH, LENGTH, num_keys=0)
     assert counted(lambda: train(task, PAIRS)) == expected
     task.after_step()  # three pairs are in the queue now
-    longer = flops.contrastive_step_flops(config, BATCH, LENGTH, num_keys=BATCH, lm=name == "pretraining")
+    longer = flops.contrastive_step_flops(config, BATCH, LENGTH, num_keys=BATCH)
     assert counted(lambda: train(task, PAIRS)) == longer > expected
+
+
+@pytest.mark.parametrize("name", ["in-batch", "clip", "itm", "lm", "mlm"])
+def test_steps_without_a_momentum_model(name: str) -> None:
+    task = make_task(name, "none")
+    expected = flops.contrastive_step_flops(task.model.config, BATCH, LENGTH, num_keys=None)
+    assert counted(lambda: train(task, PAIRS)) == expected
 
 
 def test_captioning_step() -> None:
@@ -198,6 +214,27 @@ def test_the_paper_s_models() -> None:
     base = replace(TINY, vision=flops.VisionConfig())
     assert flops.vision_flops(base.vision) == pytest.approx(2 * 17.5e9, rel=0.01)
     assert flops.vision_flops(base.vision, 384) == pytest.approx(2 * 55.5e9, rel=0.01)
+
+
+CONNECTORS: list[ConnectorConfig | None] = [
+    None,
+    PoolingConfig(side=1),
+    PatchMlpConfig(hidden_dim=20),
+    SoftPromptConfig(hidden_dim=20),
+    ResamplerConfig(num_queries=3, hidden_dim=24, num_layers=2, num_heads=2, mlp_dim=40),
+]
+
+
+@pytest.mark.parametrize("connector", CONNECTORS, ids=lambda config: type(config).__name__)
+@pytest.mark.parametrize("projection", ["linear", "mlp"])
+def test_visual_prompts(connector: ConnectorConfig | None, projection: Projection) -> None:
+    config = tiny_blip2((), "opt").model.config
+    model = Blip2(replace(config, connector=connector, projection=projection))
+    features = torch.randn(BATCH, 5, TINY.vision.hidden_dim)
+    visual = model.visual_prompts(model.encode_visual(features))
+    assert visual.shape[1] == flops.visual_tokens(model.config, 5)
+    expected = flops.visual_prompt_flops(model.config, 5, visual.shape[2])
+    assert counted(lambda: model.visual_prompts(model.encode_visual(features))) == BATCH * expected
 
 
 def test_captions_of_blip2_are_the_sum_of_their_parts() -> None:

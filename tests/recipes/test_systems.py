@@ -1,21 +1,22 @@
 """The systems that BLIP is compared with: each trains, is read back, and does through the predictor what it can."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from small_runs import COLORS, SIZE, assert_fallen, small, train, write_boxes
+from small_runs import COLORS, SIZE, assert_fallen, language_run, small, train, write_boxes
 
 import openblip
 from openblip.data.sources import open_source
-from openblip.errors import ConfigError
+from openblip.errors import CheckpointError, ConfigError, UnsupportedTaskError
 from openblip.evaluation.retrieval import evaluate_retrieval
 from openblip.models.config import BlipConfig
-from openblip.nn.config import TextConfig, VisionConfig
+from openblip.nn.config import ResamplerConfig, TextConfig, VisionConfig
 from openblip.recipes import systems
-from openblip.recipes.run import BlipRun
+from openblip.recipes.run import Blip2Run, BlipRun, with_settings
 from openblip.tasks.config import ContrastiveConfig, PretrainingConfig
 
 VISION = VisionConfig(image_size=SIZE, patch_size=8, hidden_dim=64, num_layers=2, num_heads=4, mlp_dim=128)
@@ -43,6 +44,51 @@ def system(name: str, root: Path, out: Path, steps: int, **changes: Any) -> Blip
     shape = BlipConfig(vision=VISION, text=TEXT, embed_dim=16)
     settings: dict[str, Any] = {"model": shape, "vocab_size": 300, **vision, **changes}
     return small(run, root / "pairs.jsonl", out, steps=steps, **settings)
+
+
+@pytest.fixture(scope="module")
+def language(root: Path) -> Path:
+    run = language_run(root, "opt", steps=2)
+    train(run)
+    return Path(run.out) / "model"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["frozen-mini", "pooling-mini", "patch-mlp-mini", "resampler-mini"])
+def test_a_connector_takes_the_place_of_a_qformer(name: str, root: Path, language: Path, tmp_path: Path) -> None:
+    recipe: Blip2Run = getattr(systems, name.replace("-", "_"))()
+    assert recipe.vision is not None
+    assert recipe.language is not None
+    parts: dict[str, Any] = {
+        "vision": replace(recipe.vision, source=str(root / "encoder"), layer=-1),
+        "language": replace(recipe.language, source=str(language)),
+    }
+    if name == "resampler-mini":
+        parts["connector"] = ResamplerConfig(num_queries=3, hidden_dim=24, num_layers=2, num_heads=2, mlp_dim=32)
+        parts["projection"] = "mlp"
+    run: Blip2Run = small(recipe, root / "pairs.jsonl", tmp_path / "run", steps=2, **parts)
+    train(run)
+    model = openblip.load(run.out, device="cpu")
+    assert model.tasks == {"caption", "answer", "chat"}
+    assert not [name for name in model.model.state_dict() if name.startswith("qformer.")]
+    encoder = openblip.load(root / "encoder", device="cpu").model.vision.state_dict()
+    moved = {n for n, weight in model.model.vision.state_dict().items() if not torch.equal(weight, encoder[n])}
+    assert bool(moved) == (name == "frozen-mini")
+    model.save(tmp_path / "saved")
+    again = openblip.load(tmp_path / "saved", device="cpu")
+    assert again.fingerprint() == model.fingerprint()
+    assert again.model.config == model.model.config
+    texts = ["a red box on the left", "a blue box"]
+    assert again.score_captions(images(root), texts) == model.score_captions(images(root), texts)
+    assert again.caption(images(root)) == model.caption(images(root))
+    assert model.features(images(root)).queries.shape[0] == 8
+    assert len(model.answer(images(root), "what color is it?")) == 8
+    with pytest.raises(CheckpointError, match="save as openblip"):
+        model.save(tmp_path / "other", format="huggingface")
+    with pytest.raises(UnsupportedTaskError, match="no attention that could be shown"):
+        model.explain(images(root)[0])
+    saved = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert with_settings(recipe, saved) == run
 
 
 def images(root: Path) -> list[str]:

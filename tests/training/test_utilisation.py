@@ -31,7 +31,7 @@ def test_a_step_is_counted_as_its_formula_says_also_when_it_is_computed_twice(
         recompute_activations(task)
     with OperationCounter() as counter, torch.autocast("cpu", dtype, enabled=dtype == torch.bfloat16):
         compute(task, batch)
-    assert counter.total == contrastive_step_flops(task.model.config, 3, 8, 0, lm=True)
+    assert counter.total == contrastive_step_flops(task.model.config, 3, 8, 0)
 
 
 def test_the_attention_kernel_of_cpus_counts_as_its_products() -> None:

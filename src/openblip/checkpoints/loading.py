@@ -173,6 +173,8 @@ def save_checkpoint(checkpoint: Checkpoint, path: PathOrName, format: Format = "
         save_blip = huggingface.save_huggingface_blip if format == "huggingface" else original.save_original_blip
         save_blip(Path(path), checkpoint)
     else:
+        if checkpoint.model.connector is not None:
+            raise CheckpointError("No other format has a connector in place of the Q-Former: save as openblip.")
         save_blip2 = huggingface.save_huggingface_blip2 if format == "huggingface" else original.save_original_blip2
         save_blip2(Path(path), checkpoint)
 

@@ -150,7 +150,8 @@ def find_graphs(checkpoint: Checkpoint) -> dict[str, Graph]:
     """The graphs of what a model can do, by name; UnsupportedTaskError where there are none."""
     model, size = checkpoint.model, checkpoint.preprocessing.image_size
     is_blip, heads = isinstance(model, Blip), set(model.config.heads)
-    if not heads - {"nlvr", "visdial", "prefix", "mlm"}:
+    has_connector = isinstance(model, Blip2) and model.connector is not None
+    if has_connector or not heads - {"nlvr", "visdial", "prefix", "mlm"}:
         raise UnsupportedTaskError(f"Of a model with the heads {', '.join(heads)} there is nothing to export.")
     text, num_queries = _text_config(model)
     with torch.inference_mode():

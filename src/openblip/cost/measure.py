@@ -182,7 +182,7 @@ def _train_speed(
         optimizers.step()
         task.after_step()
 
-    return flops.contrastive_step_flops(config, size, tokens, 0, lm=True) / seconds(step)
+    return flops.contrastive_step_flops(config, size, tokens, 0) / seconds(step)
 
 
 def _photograph(width: int, height: int) -> bytes:

@@ -67,7 +67,7 @@ def _blip(name: str, run: Run, parameters: float) -> TrainingWork:
     assert isinstance(run.task.contrastive, ContrastiveConfig)
     assert run.model is not None
     keys = run.task.contrastive.queue_size
-    step = flops.contrastive_step_flops(run.model, run.training.batch_size, run.data.max_text_length, keys, lm=True)
+    step = flops.contrastive_step_flops(run.model, run.training.batch_size, run.data.max_text_length, keys)
     return _work(name, run, BLIP_PROCESSES, 0, step, parameters)
 
 

@@ -20,6 +20,7 @@ from openblip.models.language_model import LanguageModel, Predicted
 from openblip.models.vision_tower import VisionTower, run_frozen, run_without_graph
 from openblip.nn.attention import CrossAttention, DecodingCache, SelfAttention, SelfAttentionCache, record_attention
 from openblip.nn.config import VisionConfig
+from openblip.nn.connectors import make_connector
 from openblip.nn.linear import PackedLinear, replace_linear_layers
 from openblip.nn.qformer import QFormer, QFormerLayer, generation_mask, matching_mask, without_padding
 from openblip.nn.text_transformer import check_length
@@ -46,7 +47,8 @@ class QueryAttention(NamedTuple):
 
 
 class Blip2(ModelWithHeads):
-    """A Q-Former with the heads named in `config.heads`, between a frozen image encoder and language model.
+    """A Q-Former with the heads named in `config.heads`, or a connector in its place, between a frozen image encoder
+    and language model.
 
     vision: the image encoder; None makes our ViT as `config.vision` describes it. language: the language model
     of head llm; None without this head. Texts of the Q-Former begin with [CLS], those of `decode` with [DEC].
@@ -77,14 +79,18 @@ class Blip2(ModelWithHeads):
                 f"The language model is {language.hidden_dim} wide; the config says "
                 + ("that there is none." if described is None else f"{described}.")
             )
-        heads, width = set(config.heads), config.qformer.hidden_dim
-        self.vision_norm = nn.LayerNorm(config.vision.hidden_dim, eps=config.vision_norm_eps)
-        self.qformer = QFormer(
-            config.qformer,
-            context_dim=config.vision.hidden_dim,
-            has_text_branch=config.has_text_branch,
-            has_lm_head="itg" in heads,
-        )
+        heads, width, context_dim = set(config.heads), config.qformer.hidden_dim, config.vision.hidden_dim
+        self.vision_norm = nn.LayerNorm(context_dim, eps=config.vision_norm_eps)
+        self.connector = None if config.connector is None else make_connector(config.connector, context_dim)
+        if self.connector is not None:
+            width = self.connector.width
+        else:
+            self.qformer = QFormer(
+                config.qformer,
+                context_dim=context_dim,
+                has_text_branch=config.has_text_branch,
+                has_lm_head="itg" in heads,
+            )
         if "itc" in heads:
             self.vision_proj = nn.Linear(width, config.embed_dim)
             self.text_proj = nn.Linear(width, config.embed_dim)
@@ -93,10 +99,11 @@ class Blip2(ModelWithHeads):
             self.itm_head = nn.Linear(width, 2)
         if config.language is not None:
             self.language_proj = _projection(config.projection, width, config.language.hidden_dim)
-        queries = self.qformer.embeddings.queries
-        if not queries.is_meta:  # there is nothing to draw, and torch would import its compiler for it
+        if not self.vision_norm.weight.is_meta:  # there is nothing to draw, and torch would import its compiler for it
             self.apply(initialise)  # before the frozen parts are added, which have their own weights
-            nn.init.normal_(queries, std=0.02)
+            for name, parameter in self.named_parameters():
+                if name.endswith("queries"):
+                    nn.init.normal_(parameter, std=0.02)
         self.vision = vision
         self.language = language
 
@@ -105,7 +112,8 @@ class Blip2(ModelWithHeads):
         more. Quantised layers of the language model keep their own layout.
         """
         replace_linear_layers(self, PackedLinear)
-        self.qformer.pack_words()
+        if self.connector is None:
+            self.qformer.pack_words()
 
     def encode_image(self, pixels: Tensor) -> Tensor:
         """pixels: float (B, 3, S, S), normalised -> image features (B, N, Dv), before the norm. A frozen encoder keeps
@@ -115,11 +123,21 @@ class Blip2(ModelWithHeads):
             return run_frozen(self.vision, pixels)
         return cast(Tensor, self.vision(pixels)) if torch.is_grad_enabled() else run_without_graph(self.vision, pixels)
 
+    def _norm(self, features: Tensor) -> Tensor:
+        """Features (B, N, Dv) after the trained norm, which is computed in float32, as in the released code."""
+        norm = self.vision_norm
+        normed = F.layer_norm(features.float(), norm.normalized_shape, norm.weight.float(), norm.bias.float(), norm.eps)
+        return normed.to(norm.weight.dtype)
+
     def image_kv(self, features: Tensor) -> CrossKV:
         """Features (B, N, Dv) -> the keys and values that the queries attend to, after the trained norm."""
-        norm = self.vision_norm  # in float32, as the released code
-        normed = F.layer_norm(features.float(), norm.normalized_shape, norm.weight.float(), norm.bias.float(), norm.eps)
-        return CrossKV(self.qformer.image_kv(normed.to(norm.weight.dtype)))
+        return CrossKV(self.qformer.image_kv(self._norm(features)))
+
+    def encode_visual(self, features: Tensor) -> Tensor:
+        """Features (B, N, Dv) -> the tokens (B, Q, D) that `visual_prompts` takes: the queries, or a connector's."""
+        if self.connector is not None:
+            return cast(Tensor, self.connector(self._norm(features)))
+        return self.encode_queries(self.image_kv(features)).queries
 
     def encode_queries(self, image_kv: CrossKV) -> QueryOutput:
         """Run the queries over B images, once for ITC, ITG and the language model."""
@@ -202,6 +220,8 @@ class Blip2(ModelWithHeads):
         whose queries attend to the image. layer: None takes the middle one of these layers. ConfigError: a layer
         without cross-attention.
         """
+        if self.connector is not None:
+            raise UnsupportedTaskError("A connector in place of the Q-Former has no attention that could be shown.")
         layers = [cast(QFormerLayer, module) for module in self.qformer.layers]
         attending = {i: m.cross_attention for i, m in enumerate(layers) if m.cross_attention is not None}
         layer = list(attending)[len(attending) // 2] if layer is None else layer

@@ -4,7 +4,15 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal, get_args
 
 from openblip.errors import ConfigError
-from openblip.nn.config import Mode, QFormerConfig, TextConfig, VisionConfig, check_positive, check_setting
+from openblip.nn.config import (
+    ConnectorConfig,
+    Mode,
+    QFormerConfig,
+    TextConfig,
+    VisionConfig,
+    check_positive,
+    check_setting,
+)
 
 Head = Literal["itc", "itm", "lm", "vqa", "nlvr", "visdial", "mlm", "prefix"]
 
@@ -149,6 +157,8 @@ class Blip2Config:
         )
     )
     qformer: QFormerConfig = field(default_factory=QFormerConfig)
+    connector: ConnectorConfig | None = None
+    """What stands between image encoder and language model in place of the Q-Former; None is the Q-Former."""
     language: LanguageConfig | None = None
     """The language model of the head llm."""
     embed_dim: int = 256
@@ -171,11 +181,13 @@ class Blip2Config:
             raise ConfigError("instructed needs the head llm: the Q-Former reads questions for the language model.")
         if self.projection != "linear" and "llm" not in self.heads:
             raise ConfigError("projection needs the head llm: it is between queries and language model.")
+        if self.connector is not None and (self.heads != ("llm",) or self.instructed):
+            raise ConfigError("A connector in place of the Q-Former reads no text: it is for the head llm alone.")
         check_positive("embed_dim", self.embed_dim)
 
     @property
     def has_text_branch(self) -> bool:
-        """Whether the Q-Former has word embeddings and text feed-forwards; stage 2 alone drops them."""
+        """Whether there is a Q-Former with word embeddings and text feed-forwards; stage 2 alone drops them."""
         return self.instructed or bool(set(self.heads) & set(STAGE1_HEADS))
 
     def to_dict(self) -> dict[str, Any]:
@@ -184,18 +196,30 @@ class Blip2Config:
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "Blip2Config":
         """The inverse of `to_dict`; an unknown or missing field is a ConfigError."""
-        values = {"projection": "linear", **values}  # which earlier versions do not name
+        values = {"connector": None, "projection": "linear", **values}  # which earlier versions did not have
         unlike = sorted(set(values) ^ {field.name for field in fields(cls)})
         if unlike:
             raise ConfigError(f"The model config cannot be read: missing or unknown are {', '.join(unlike)}.")
-        vision, language = values["vision"], values["language"]
+        vision, language, connector = (values[name] for name in ("vision", "language", "connector"))
         try:
             vision = TowerConfig(**vision) if "layer" in vision else VisionConfig(**vision)
             language = None if language is None else LanguageConfig(**language)
+            parts = {"vision": vision, "language": language, "connector": _read_connector(connector)}
             qformer, heads = QFormerConfig(**values["qformer"]), tuple(values["heads"])
-            return cls(**{**values, "vision": vision, "qformer": qformer, "language": language, "heads": heads})
+            return cls(**{**values, **parts, "qformer": qformer, "heads": heads})
         except TypeError as error:
             raise ConfigError(f"The model config cannot be read: {error}.") from error
+
+
+def _read_connector(values: dict[str, Any] | None) -> ConnectorConfig | None:
+    """The connector with exactly these settings; TypeError where there is none."""
+    if values is None:
+        return None
+    kinds = (kind for kind in get_args(ConnectorConfig) if {each.name for each in fields(kind)} == values.keys())
+    if (kind := next(kinds, None)) is None:
+        raise TypeError(f"no connector has the settings {', '.join(values)}")
+    connector: ConnectorConfig = kind(**values)
+    return connector
 
 
 def _check_heads(heads: tuple[str, ...], known: tuple[str, ...]) -> None:

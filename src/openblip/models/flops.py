@@ -19,7 +19,15 @@ from typing import Any, Literal
 
 from openblip.errors import ConfigError
 from openblip.models.config import Blip2Config, BlipConfig
-from openblip.nn.config import QFormerConfig, TextConfig, VisionConfig
+from openblip.nn.config import (
+    PatchMlpConfig,
+    PoolingConfig,
+    QFormerConfig,
+    ResamplerConfig,
+    SoftPromptConfig,
+    TextConfig,
+    VisionConfig,
+)
 
 VisionUse = Literal["trained", "frozen", "cached"]
 """How a training step gets image features: from an encoder with or without gradients, or from a feature cache."""
@@ -89,6 +97,42 @@ def qformer_flops(config: QFormerConfig, *, tokens: int = 0, image_tokens: int =
     layer = _self_attention(both, past + both, width) + 2 * _linear(both, width, config.mlp_dim)
     num_cross = len(range(0, config.num_layers, config.cross_attention_every)) if queries else 0
     return config.num_layers * layer + num_cross * _cross_attention(queries, image_tokens, width)
+
+
+def visual_tokens(config: Blip2Config, image_tokens: int) -> int:
+    """The number of visual prompts that a language model reads of an image."""
+    match config.connector:
+        case None:
+            return config.qformer.num_queries
+        case PoolingConfig(side=side):
+            return side * side
+        case PatchMlpConfig():
+            return image_tokens
+        case SoftPromptConfig(num_queries=queries) | ResamplerConfig(num_queries=queries):
+            return queries
+
+
+def visual_prompt_flops(config: Blip2Config, image_tokens: int, language_dim: int) -> int:
+    """What the Q-Former, or a connector in its place, and the projection to a language model make of an image."""
+    queries, context_dim = visual_tokens(config, image_tokens), config.vision.hidden_dim
+    match config.connector:
+        case None:
+            width = config.qformer.hidden_dim
+            total = context_kv_flops(config.qformer, image_tokens, context_dim)
+            total += qformer_flops(config.qformer, image_tokens=image_tokens)
+        case PoolingConfig():
+            width, total = context_dim, 0
+        case PatchMlpConfig(hidden_dim=width):
+            total = _linear(image_tokens, context_dim, width)
+        case SoftPromptConfig(hidden_dim=width):
+            total = _linear(1, context_dim, queries * width)
+        case ResamplerConfig(hidden_dim=width, num_layers=layers, mlp_dim=mlp_dim):
+            context = image_tokens + queries
+            layer = _linear(context, width, 2 * width) + _cross_attention(queries, context, width)
+            layer += 2 * _linear(queries, width, mlp_dim)
+            total = _linear(image_tokens, context_dim, width) + layers * layer
+    total += _linear(queries, width, language_dim)
+    return total if config.projection == "linear" else total + _linear(queries, language_dim, language_dim)
 
 
 def word_flops(config: TextConfig | QFormerConfig, tokens: int) -> int:
@@ -218,27 +262,49 @@ def _trained_vision_flops(config: VisionConfig, image_size: int | None, use: Vis
 
 
 def contrastive_step_flops(
-    config: BlipConfig, batch_size: int, tokens: int, num_keys: int, *, lm: bool, image_size: int | None = None
+    config: BlipConfig,
+    batch_size: int,
+    tokens: int,
+    num_keys: int | None,
+    *,
+    vision_use: VisionUse = "trained",
+    image_size: int | None = None,
 ) -> int:
-    """One micro-batch of BLIP's pre-training (ITC, ITM and LM), or of retrieval without `lm`: forward and backward.
+    """One micro-batch of a pre-training by the objectives that are the config's heads: forward and backward.
 
-    tokens: T, to which texts are padded. num_keys: the filled part of the queue. ITM reads three texts for each image:
-    its own, a wrong one, and its own with a wrong image. The momentum encoders run forward only. One process.
+    tokens: T, to which texts are padded. num_keys: the filled part of the queue; None without a momentum model. ITM
+    reads three texts for each image: its own, a wrong one, and its own with a wrong image. The momentum encoders run
+    forward only. One process.
     """
-    vision, text = config.vision, config.text
-    image_tokens, size = num_image_tokens(vision, image_size), batch_size
-    embedding = _linear(1, vision.hidden_dim, config.embed_dim) + _linear(1, text.hidden_dim, config.embed_dim)
-    num_kv = 1 if text.sharing in ("all", "all_but_sa") or not lm else 2
-    alone = text_flops(text, tokens)
-    matching = text_flops(text, tokens, context_tokens=image_tokens) + _linear(1, text.hidden_dim, 2)
-    of_trained = embedding + alone + 3 * matching
-    of_trained += num_kv * context_kv_flops(text, image_tokens, vision.hidden_dim)
-    if lm:
+    vision, text, heads, size = config.vision, config.text, set(config.heads), batch_size
+    image_tokens = num_image_tokens(vision, image_size)
+    alone, beside = text_flops(text, tokens), text_flops(text, tokens, context_tokens=image_tokens)
+    embedding = alone + _linear(1, vision.hidden_dim, config.embed_dim) + _linear(1, text.hidden_dim, config.embed_dim)
+    image_kv = context_kv_flops(text, image_tokens, vision.hidden_dim)
+    of_both = 0  # what the momentum model computes too
+    if "itc" in heads:
+        of_both += embedding
+    if "mlm" in heads:
+        of_both += beside + word_flops(text, tokens)
+    modes = {"itm": "encode", "mlm": "encode", "lm": "decode"}
+    num_kv = len({modes[head] for head in heads & modes.keys()})
+    if text.sharing in ("all", "all_but_sa"):
+        num_kv = min(num_kv, 1)
+    of_trained = of_both + num_kv * image_kv
+    if "itm" in heads:
+        of_trained += 3 * (beside + _linear(1, text.hidden_dim, 2))
+    if "lm" in heads:
         of_trained += text_flops(text, tokens - 1, context_tokens=image_tokens) + word_flops(text, tokens - 1)
-    momentum = vision_flops(vision, image_size) + alone + embedding
-    # In both directions: of a query with all keys forward, backward and for the soft targets, and for ITM's negatives.
-    compared = 2 * _linear(1, config.embed_dim, 3 * (size + num_keys) + size)
-    return size * (_trained_vision_flops(vision, image_size, "trained") + 3 * of_trained + momentum + compared)
+    total = _trained_vision_flops(vision, image_size, vision_use) + 3 * of_trained
+    if "itc" in heads and num_keys is None:
+        total += 3 * 2 * _linear(1, config.embed_dim, size)
+    elif "itc" in heads and num_keys is not None:
+        # In both directions: of a query with all keys forward, backward and for the soft targets, and for ITM's
+        # negatives.
+        total += 2 * _linear(1, config.embed_dim, 3 * (size + num_keys) + size)
+    if heads & {"itc", "mlm"} and num_keys is not None:
+        total += vision_flops(vision, image_size) + of_both + (image_kv if "mlm" in heads else 0)
+    return size * total
 
 
 def captioning_step_flops(config: BlipConfig, batch_size: int, tokens: int, *, image_size: int | None = None) -> int:
@@ -292,12 +358,10 @@ def stage2_step_flops(
     prompt_tokens: of the text before the caption, the tokenizer's first token included. tokens: of the caption and its
     end.
     """
-    vision, qformer = vision_shape(config), config.qformer
+    vision = vision_shape(config)
     image_tokens = num_image_tokens(vision, image_size)
-    trained = context_kv_flops(qformer, image_tokens, vision.hidden_dim)
-    trained += qformer_flops(qformer, image_tokens=image_tokens)
-    trained += _linear(qformer.num_queries, qformer.hidden_dim, language.hidden_dim)
-    written = frozen_language_flops(language, qformer.num_queries + prompt_tokens, tokens)
+    trained = visual_prompt_flops(config, image_tokens, language.hidden_dim)
+    written = frozen_language_flops(language, visual_tokens(config, image_tokens) + prompt_tokens, tokens)
     return batch_size * (_trained_vision_flops(vision, image_size, vision_use) + 3 * trained + written)
 
 
@@ -354,9 +418,8 @@ def blip2_caption_flops(
     image_size: int | None = None,
 ) -> int:
     """Captions of an image by a BLIP-2, as `caption_flops` counts them. prompt_tokens: of the prompt."""
-    vision, qformer = vision_shape(config), config.qformer
+    vision = vision_shape(config)
     image_tokens = num_image_tokens(vision, image_size)
-    image = vision_flops(vision, image_size) + context_kv_flops(qformer, image_tokens, vision.hidden_dim)
-    image += qformer_flops(qformer, image_tokens=image_tokens)
-    image += _linear(qformer.num_queries, qformer.hidden_dim, language.hidden_dim)
-    return image + language_write_flops(language, qformer.num_queries + prompt_tokens, num_captions, tokens)
+    image = vision_flops(vision, image_size) + visual_prompt_flops(config, image_tokens, language.hidden_dim)
+    prefix = visual_tokens(config, image_tokens) + prompt_tokens
+    return image + language_write_flops(language, prefix, num_captions, tokens)

@@ -121,6 +121,66 @@ class QFormerConfig:
         check_setting("qformer.dropout", self.dropout, 0.0 <= self.dropout < 1.0, "from 0 to below 1")
 
 
+@dataclass(frozen=True, kw_only=True)
+class PoolingConfig:
+    """Average pooling of the patches, in place of the Q-Former."""
+
+    side: int = 4
+    """Side of the grid of tokens that is left."""
+
+    def __post_init__(self) -> None:
+        check_positive("connector.side", self.side)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PatchMlpConfig:
+    """A hidden layer over every image token, in place of the Q-Former (LLaVA 1.5)."""
+
+    hidden_dim: int = 768
+    """Width of the hidden layer."""
+
+    def __post_init__(self) -> None:
+        check_positive("connector.hidden_dim", self.hidden_dim)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SoftPromptConfig:
+    """A linear map of the mean image token to several tokens, in place of the Q-Former (Frozen)."""
+
+    num_queries: int = 2
+    """Number of tokens for the language model; the paper's is 2."""
+    hidden_dim: int = 768
+    """Width of the tokens, before they are projected to that of the language model."""
+
+    def __post_init__(self) -> None:
+        check_positive("connector.num_queries", self.num_queries)
+        check_positive("connector.hidden_dim", self.hidden_dim)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResamplerConfig:
+    """Learned queries that attend to the image, in place of the Q-Former. The defaults are Flamingo's (section 3.1)."""
+
+    num_queries: int = 64
+    """Number of learned queries."""
+    hidden_dim: int = 1024
+    """Width of the tokens."""
+    num_layers: int = 6
+    """Number of transformer layers."""
+    num_heads: int = 16
+    """Attention heads of a layer."""
+    mlp_dim: int = 4096
+    """Width inside the feed-forward layers."""
+
+    def __post_init__(self) -> None:
+        check_heads_divide("connector", self.hidden_dim, self.num_heads)
+        for name, value in asdict(self).items():
+            check_positive(f"connector.{name}", value)
+
+
+ConnectorConfig = PoolingConfig | PatchMlpConfig | SoftPromptConfig | ResamplerConfig
+
+
 def check_heads_divide(part: str, hidden_dim: int, num_heads: int) -> None:
     """Raise ConfigError unless `num_heads` heads share `hidden_dim` evenly."""
     if num_heads < 1 or hidden_dim % num_heads:

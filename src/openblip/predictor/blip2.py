@@ -182,12 +182,11 @@ class Blip2Predictor(BasePredictor):
 
         instructions: R texts that the Q-Former reads beside its queries, where it was trained so.
         """
-        image_kv = self.model.image_kv(tokens)
         if self.model.config.instructed:
-            read = self._tokenize(instructions, self._encoder_id, normalize=str)
+            read, image_kv = self._tokenize(instructions, self._encoder_id, normalize=str), self.model.image_kv(tokens)
             prompts = self.model.visual_prompts(self.model.encode_multimodal(read.ids, read.mask, image_kv))
         else:
-            of_images = self.model.visual_prompts(self.model.encode_queries(image_kv).queries)
+            of_images = self.model.visual_prompts(self.model.encode_visual(tokens))
             prompts = of_images.repeat_interleave(len(instructions) // len(tokens), dim=0)
         if self._examples is None:
             return prompts
@@ -217,15 +216,16 @@ class Blip2Predictor(BasePredictor):
 
     def _queries(self, images: EncodedImages, texts: Sequence[str] | None, batch_size: int | None) -> Tensor:
         """(R, Q, D) on the model's device, of images alone, each with its text, or of one with all texts."""
-        config = self.model.config.qformer
-        queries = [self.model.qformer.embeddings.queries.new_zeros(0, config.num_queries, config.hidden_dim)]
+        queries: list[Tensor] = []
         for rows in values.batches(len(images if texts is None else texts), batch_size, images.num_frames):
-            image_kv = self.model.image_kv(images.beside(rows).tokens)
+            features = images.beside(rows).tokens
             if texts is None:
-                queries.append(self.model.encode_queries(image_kv).queries)
+                queries.append(self.model.encode_visual(features))
             else:
-                tokens = self._tokenize(texts[rows], self._encoder_id)
+                tokens, image_kv = self._tokenize(texts[rows], self._encoder_id), self.model.image_kv(features)
                 queries.append(self.model.encode_multimodal(tokens.ids, tokens.mask, image_kv))
+        if not queries:
+            return self.model.encode_visual(images.tokens.new_zeros(1, *images.tokens.shape[1:]))[:0]
         return torch.cat(queries)
 
     # Explanations: the queries look at the image, in a layer with cross-attention, and through them the words.

@@ -89,7 +89,8 @@ def start_vision(vision: VisionTransformer, source: str) -> None:
     """
     path = Path(source) / CONFIG_FILE
     settings = read_json(path) if path.is_file() else {}
-    if not (settings.keys() & {"format", "recipe"} or (PRETRAINED / source).is_dir()):
+    is_shipped = not Path(source).is_dir() and (PRETRAINED / source).is_dir()
+    if not (settings.keys() & {"format", "recipe"} or is_shipped):
         init_vision(vision, source)
         return
     model = load_checkpoint(source).model

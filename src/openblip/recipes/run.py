@@ -17,7 +17,7 @@ from openblip.data.config import DataConfig, Preprocessing
 from openblip.errors import Condition, ConfigError, OutputError
 from openblip.files import atomic_folder
 from openblip.models import config as models
-from openblip.nn.config import QFormerConfig, check_heads_divide
+from openblip.nn.config import ConnectorConfig, QFormerConfig, check_heads_divide
 from openblip.tasks.config import (
     Blip2Stage1Config,
     Blip2Stage2Config,
@@ -214,7 +214,8 @@ class Run(ABC):
 def with_settings(like: Any, values: Mapping[str, Any]) -> Any:
     """A dataclass of the class of `like` with values from JSON; of those that are absent it has its own defaults.
 
-    Where a field allows several dataclasses, it is the one that `like` has there, or the first that has these fields.
+    Where a field allows several dataclasses, it is the one that has exactly these fields, or may have them: that which
+    `like` has there, else the first.
     Settings of an earlier version that are none any more are left out.
     """
 
@@ -222,8 +223,10 @@ def with_settings(like: Any, values: Mapping[str, Any]) -> Any:
         if not isinstance(value, dict):
             return tuple(value) if isinstance(value, list) else value
         classes = [*([like] if is_dataclass(like) else []), *filter(is_dataclass, get_args(hint))]
-        fitting = [part for part in classes if value.keys() <= {each.name for each in fields(part)}]
-        return with_settings((fitting or classes)[0], value)
+        unlike = [value.keys() ^ {each.name for each in fields(part)} for part in classes]
+        exact = [part for part, names in zip(classes, unlike, strict=True) if not names]
+        fitting = [part for part, names in zip(classes, unlike, strict=True) if not names & value.keys()]
+        return with_settings((exact or fitting or classes)[0], value)
 
     cls = like if isinstance(like, type) else type(like)
     hints, known = get_type_hints(cls), {each.name for each in fields(cls)} & values.keys()
@@ -366,6 +369,8 @@ class Blip2Run(Run):
     """The language model of a generative task; None takes the checkpoint's."""
     qformer: QFormerConfig | None = None
     """The shape of a new Q-Former; None takes the checkpoint's."""
+    connector: ConnectorConfig | None = None
+    """What takes the place of a new Q-Former where a language model writes all texts; None is a Q-Former."""
     vocab_size: int = 30524
     """Size of the WordPiece vocabulary trained on the captions when there is no checkpoint or tokenizer."""
     tokenizer: str | None = None
@@ -410,7 +415,8 @@ class Blip2Run(Run):
         Condition(
             "qformer.vocab-size", lambda run: False, "the vocabulary decides it; that of a new one is --vocab-size"
         ),
-        Condition("qformer", lambda run: run.init is None, "--init brings a Q-Former with its shape"),
+        Condition("qformer", lambda run: run.connector is None, "a connector takes the place of the Q-Former"),
+        Condition("qformer connector", lambda run: run.init is None, "--init brings a Q-Former with its shape"),
         Condition(
             "embed-dim",
             lambda run: run.init is None and isinstance(run.task, Blip2Stage1Config),
@@ -449,12 +455,15 @@ class Blip2Run(Run):
 
     def check(self) -> None:
         super().check()
-        if self.init is None and self.qformer is None and self.vision is None:
+        shape = self.qformer or self.connector
+        if self.init is None and shape is None and self.vision is None:
             raise ConfigError(f"The recipe {self.recipe} starts from a BLIP-2 checkpoint: name one with --init.")
-        if self.init is None and (self.qformer is None or self.vision is None):
+        if self.init is None and (shape is None or self.vision is None):
             raise ConfigError("A new Q-Former needs its shape and an image encoder: --qformer and --vision.source.")
         if self.init is not None and self.text_init is not None:
             raise ConfigError("--init brings all weights: leave out --text-init, or --init.")
+        if self.connector is not None and self.text_init is not None:
+            raise ConfigError("--text-init is for a Q-Former, and a connector takes its place: leave one of them out.")
         check_text_start(self.text_init, self.tokenizer)
         if self.text_branch is not None and (self.init is None or not self.instructed):
             raise ConfigError("--text-branch is for a checkpoint whose Q-Former is to read instructions.")
@@ -479,8 +488,7 @@ class Blip2Run(Run):
         language, language_config = self._language_model(start) if "llm" in heads else (None, None)
         text_branch = start if self.text_branch is None else load_blip2_checkpoint(self.text_branch)
         if start is None or text_branch is None:
-            assert self.qformer is not None  # `check` has seen to it
-            config = models.Blip2Config(qformer=self.qformer, embed_dim=self.embed_dim)
+            config = models.Blip2Config(qformer=self.qformer or QFormerConfig(), embed_dim=self.embed_dim)
         else:  # a checkpoint's shape stays, and its text branch may come from another
             config, texts = start.model.config, text_branch.model.config.qformer
             qformer = replace(config.qformer, vocab_size=texts.vocab_size, max_positions=texts.max_positions)
@@ -493,6 +501,7 @@ class Blip2Run(Run):
             heads=heads,
             instructed=self.instructed,
             projection=projection,
+            connector=self.connector if start is None else config.connector,
         )
         tokenizer = entries = None
         if config.has_text_branch:

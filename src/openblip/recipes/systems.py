@@ -1,15 +1,17 @@
-"""The systems that BLIP is compared with, in their essential mechanism: at the size of BLIP-base and of a laptop.
+"""The systems that BLIP and BLIP-2 are compared with, in their essential mechanism: at full size and that of a laptop.
 
-Each differs from `blip-base` or `blip-mini` in its losses and in what it trains; data, model, schedule and command are
-those of that recipe, so that a comparison is one of ideas and not of sizes. The papers' own models are larger, or saw
-other data, so their scores are not expected here.
+Each differs from `blip-base`, `blip-mini` or `blip2-mini-scratch-opt` in its losses, in what stands between image and
+text and in what it trains; data, model, schedule and command are those of that recipe, so that a comparison is one of
+ideas and not of sizes. The papers' own models are larger, or saw other data, so their scores are not expected here.
+Those with a language model take it from `--language.source`, as stage 2 of BLIP-2.
 """
 
 from dataclasses import replace
 
+from openblip.nn.config import ConnectorConfig, PatchMlpConfig, PoolingConfig, ResamplerConfig, SoftPromptConfig
 from openblip.recipes.blip import blip_base
-from openblip.recipes.mini import blip_mini
-from openblip.recipes.run import BlipRun
+from openblip.recipes.mini import blip2_mini_scratch_opt, blip_mini
+from openblip.recipes.run import Blip2Run, BlipRun
 from openblip.tasks import config as tasks
 
 CLIP = tasks.PretrainingConfig(objectives=("itc",), contrastive=tasks.InBatchConfig())
@@ -88,3 +90,42 @@ def simvlm_mini() -> BlipRun:
     Source: SimVLM, section 3.1. Cost: ten minutes with AMX. Expected: docs/results.md.
     """
     return blip_mini().derive("simvlm-mini", task=tasks.PrefixConfig())
+
+
+def frozen_mini() -> Blip2Run:
+    """Train an image encoder into a frozen language model as a few soft prompts, without stage 1.
+
+    Source: Frozen (arXiv 2106.13884), section 3.1: the image encoder and a linear map of its mean token to two prompts
+    are trained by the captions that the language model writes. Cost: twenty minutes. Expected: docs/results.md.
+    """
+    return replace(_with_connector("frozen-mini", SoftPromptConfig(hidden_dim=128)), train_vision=True)
+
+
+def pooling_mini() -> Blip2Run:
+    """Average pooling in place of the Q-Former: a grid of four by four patches is projected to the language model.
+
+    Source: DeCo (arXiv 2405.20985), section 3, which finds that plain pooling wins. Cost: five minutes. Expected:
+    docs/results.md.
+    """
+    return _with_connector("pooling-mini", PoolingConfig(side=4))
+
+
+def patch_mlp_mini() -> Blip2Run:
+    """Every patch as a prompt of the language model, through a layer and its projection, in place of the Q-Former.
+
+    Source: LLaVA 1.5 (arXiv 2310.03744), section 3. Cost: ten minutes. Expected: docs/results.md.
+    """
+    return _with_connector("patch-mlp-mini", PatchMlpConfig(hidden_dim=128))
+
+
+def resampler_mini() -> Blip2Run:
+    """Learned queries that attend to the image and read no text, in place of the Q-Former.
+
+    Source: Flamingo (arXiv 2204.14198), section 3.1.1. Cost: ten minutes. Expected: docs/results.md.
+    """
+    shape = ResamplerConfig(num_queries=8, hidden_dim=160, num_layers=4, num_heads=4, mlp_dim=640)
+    return _with_connector("resampler-mini", shape)
+
+
+def _with_connector(name: str, connector: ConnectorConfig) -> Blip2Run:
+    return blip2_mini_scratch_opt().derive(name, qformer=None, connector=connector)

@@ -95,12 +95,13 @@ class PromptedTask(Blip2Task):
 
     def predict(self, batch: PromptedBatch) -> Predicted:
         """Logits (R, T, V) and labels (R, T) of a batch's texts; each image is encoded once."""
-        image_kv = self.model.image_kv(self.encode(batch.pixels))
+        features = self.encode(batch.pixels)
         if batch.instructions is None:
-            visual = self.model.visual_prompts(self.model.encode_queries(image_kv).queries)  # (B, Q, Dl)
+            visual = self.model.visual_prompts(self.model.encode_visual(features))  # (B, Q, Dl)
             return self.model.predict_text(visual[batch.owners], batch.prompts, batch.texts)
         ids, mask = batch.instructions.ids, batch.instructions.mask
-        queries = self.model.encode_multimodal(ids, mask, image_kv.select(batch.owners))  # (R, Q, D)
+        image_kv = self.model.image_kv(features).select(batch.owners)
+        queries = self.model.encode_multimodal(ids, mask, image_kv)  # (R, Q, D)
         return self.model.predict_text(self.model.visual_prompts(queries), batch.prompts, batch.texts)
 
     def forward(self, batch: PromptedBatch, step: int, generator: torch.Generator) -> dict[str, Tensor]:
