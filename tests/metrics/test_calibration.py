@@ -33,6 +33,13 @@ def test_the_interval_holds_the_true_error() -> None:
         error = expected_calibration_error(confidence, is_right, seed=seed)
         held += error.low <= 0.15 <= error.high
     assert held >= 34  # of 40, where 38 are expected
+    # Few predictions that are calibrated have an error by chance, and the interval reaches down from it.
+    by_chance = []
+    for seed in range(20):
+        confidence = rng.random(80)
+        by_chance.append(expected_calibration_error(confidence, rng.random(80) < confidence, seed=seed))
+    assert np.mean([error.value for error in by_chance]) > 0.08
+    assert np.mean([error.low for error in by_chance]) < 0.03
     calm = expected_calibration_error([0.5] * 100, [True, False] * 50)
     assert (calm.value, calm.low) == (0.0, 0.0)
 
