@@ -159,6 +159,8 @@ def test_labels_go_on_after_a_server_was_killed_in_a_line(client: TestClient, wr
     assert client.get("/capfilt/labels", params={"num_texts": 20}).json()["first_open"] == 5
     reply = client.get("/capfilt/labels", params={"num_texts": 20, "start": 2, "limit": 3}).raise_for_status().json()
     assert [(text["number"], text["label"]) for text in reply["texts"]] == [(2, "yes"), (3, "unsure"), (4, "no")]
+    beyond = client.get("/capfilt/labels", params={"num_texts": 20, "start": 999}).raise_for_status().json()
+    assert (beyond["texts"], beyond["num_answered"]) == ([], 5)
     body["labels"] = [{"number": 4, "label": ""}]  # taken back
     assert client.post("/capfilt/labels", json=body).raise_for_status().json()["num_answered"] == 4
 

@@ -22,6 +22,10 @@ import pytest
 from PIL import Image
 
 pytest.importorskip("ray.serve", reason='needs pip install "openblip[serve]"')
+sys.path.insert(0, str(Path(__file__).parents[2]))
+
+from benchmarks.serve_fuzz import fuzz_server
+
 pytestmark = pytest.mark.slow
 KEY = "a key of the test"
 
@@ -39,6 +43,7 @@ class Server:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             self.port = free.getsockname()[1]
+        self.url = f"http://127.0.0.1:{self.port}"
         (folder / "keys").write_text(KEY + "\n")
         limits = ["--max-body", "1", "--max-images", "2", "--max-pixels", "10000"]
         words = ["serve", "--model", "openblip-mini", "--api-key-file", "keys", "--port", str(self.port), *limits]
@@ -47,7 +52,7 @@ class Server:
     def ask(self, path: str, body: Any = None, key: str = KEY) -> tuple[int, Any, Any]:
         data = None if body is None else json.dumps(body).encode()
         headers = {"Content-Type": "application/json", "Authorization": f"Bearer {key}"}
-        request = urllib.request.Request(f"http://127.0.0.1:{self.port}{path}", data, headers)
+        request = urllib.request.Request(self.url + path, data, headers)
         try:
             with urllib.request.urlopen(request, timeout=60) as reply:
                 return reply.status, reply.read(), reply.headers
@@ -88,13 +93,21 @@ def test_limits_and_errors(server: Server) -> None:
         assert reason in json.loads(reply)["error"]["message"]
 
 
+def test_no_request_is_a_server_error(server: Server) -> None:
+    """A part of what benchmarks/serve_faults.py asks."""
+    tally = fuzz_server(server.url, "openblip-mini", examples=4, hostile=60, headers={"Authorization": f"Bearer {KEY}"})
+    assert tally.violations == []
+    assert tally.statuses.keys() >= {200, 400, 404, 405, 413, 422}
+    assert tally.num_requests > 100
+
+
 def test_the_guide_is_true(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What docs/serve.md asks of a server, with this one's address, key and model."""
     monkeypatch.chdir(tmp_path)
     Image.new("RGB", (40, 40), "red").save("scene.png")
     page = (Path(__file__).parents[2] / "docs/serve.md").read_text()
     page = re.sub("openblip-mini-(captioner|filter)", "openblip-mini", page)
-    page = page.replace("http://127.0.0.1:8000", f"http://127.0.0.1:{server.port}").replace('"none"', repr(KEY))
+    page = page.replace("http://127.0.0.1:8000", server.url).replace('"none"', repr(KEY))
     (python,) = re.findall(r"^```python\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
     exec(compile(python, "docs/serve.md", "exec"), {})
     commands = re.findall(r"^curl .*$", page, re.MULTILINE)

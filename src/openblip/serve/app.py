@@ -26,6 +26,7 @@ from pydantic_core import from_json
 from ray.exceptions import RayActorError, RayError, RayTaskError
 from ray.serve.exceptions import BackPressureError, RayServeException
 from starlette.exceptions import HTTPException as StarletteHTTPException
+from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from openblip import Beam, Greedy, Nucleus
@@ -203,6 +204,8 @@ class ModelServer:
 
     async def answer(self, model: str, call: ModelCall) -> WorkerReply:
         """The reply to a call. Raises HTTPException where there is none, and what the predictor raises."""
+        if not call.num_rows:
+            raise ConfigError("give at least one image or text")
         decoding = call.settings.get("decoding")
         if getattr(decoding, "max_new_tokens", 0) > MAX_NEW_TOKENS or getattr(decoding, "num_beams", 0) > MAX_BEAMS:
             raise HTTPException(422, f"at most {MAX_NEW_TOKENS} new tokens and {MAX_BEAMS} beams")
@@ -324,6 +327,8 @@ class _Guard:
                     return
                 await _discard_body(receive)
                 await refusal(scope, limited, noted)
+            except ClientDisconnect:
+                pass  # within its body
             except Exception:
                 logger.exception("%s %r", scope["method"], path)
                 if status != "client gone":
@@ -533,6 +538,8 @@ def make_app(server: ModelServer, *, keys: Sequence[str] = (), routers: Sequence
     async def match(body: schema.MatchBody) -> BaseModel:
         model, texts = server.choose(body.model, "match", "similarity"), tuple(as_list(body.texts))
         images = await server.read_images(as_list(body.images))
+        if not images or not texts:
+            raise ConfigError("give at least one image and one text")
         server.check_texts(len(images) * len(texts))
         call = ModelCall(name="compare", images=tuple(images), rows={"texts": texts})
         found = (await server.answer(model, call)).result

@@ -219,7 +219,7 @@ class CapFiltBrowser:
         labels = self._sample(sample.num_texts, sample.by, sample.seed)
         answers = self._answers(sample)
         asked = labels[start : start + limit]
-        captions = label_captions(self.folder.root, asked)
+        captions = label_captions(self.folder.root, asked) if asked else {}  # past the last one
         images = [ShownImage(label.shard, label.key, []) for label in asked]
         self._read_originals(self.folder.read_manifest(), images)
         texts = [
