@@ -138,10 +138,7 @@ def _deployed(models: dict[str, str], device: DeviceOptions, limits: ServerLimit
 
     from openblip.serve.worker import ModelWorker
 
-    ray.init(
-        address="local", include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR,
-        object_store_memory=512 * 1024**2,
-    )  # fmt: skip
+    _start_ray()
     try:
         serve.start(proxy_location="Disabled")
         num_gpus = min(1.0, ray.cluster_resources().get("GPU", 0) / len(models))
@@ -173,6 +170,23 @@ def _deployed(models: dict[str, str], device: DeviceOptions, limits: ServerLimit
         with contextlib.suppress(Exception):  # the cluster may be gone
             serve.shutdown()
         ray.shutdown()
+
+
+def _start_ray() -> None:
+    """A cluster on this machine. Ray gives it 30 s, too few where much else runs, so a second and third try follow."""
+    import ray
+
+    for tries_left in (2, 1, 0):
+        try:
+            ray.init(
+                address="local", include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR,
+                object_store_memory=512 * 1024**2,
+            )  # fmt: skip
+            return
+        except Exception as error:  # Ray's own has no class
+            ray.shutdown()
+            if not tries_left or "timed out during startup" not in str(error):
+                raise
 
 
 async def _run(http: Any, server: Any, limits: ServerLimits, opens_page: bool) -> None:
