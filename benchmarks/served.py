@@ -19,7 +19,7 @@ import httpx2
 
 from benchmarks.harness import ROOT
 
-READY_SECONDS, STOP_SECONDS = 180, 60
+READY_SECONDS, STOP_SECONDS = 400, 60
 OPENBLIP = (sys.executable, "-m", "openblip", "serve", "--port", "PORT")
 
 
@@ -134,9 +134,8 @@ def title_of(process: int) -> str:
         return ""
     if words[0].startswith("ray::"):
         return words[0].strip()
-    named = next((word for word in words[1:] if word in ("openblip", "serve_peers")), None)
     script = next((Path(word).stem for word in words if word.endswith(".py")), None)
-    return named or script or Path(words[0]).name
+    return "openblip serve" if "openblip" in words else script or Path(words[0]).name
 
 
 # Requests.
