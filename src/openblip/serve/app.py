@@ -204,8 +204,6 @@ class ModelServer:
 
     async def answer(self, model: str, call: ModelCall) -> WorkerReply:
         """The reply to a call. Raises HTTPException where there is none, and what the predictor raises."""
-        if not call.num_rows:
-            raise ConfigError("give at least one image or text")
         decoding = call.settings.get("decoding")
         if getattr(decoding, "max_new_tokens", 0) > MAX_NEW_TOKENS or getattr(decoding, "num_beams", 0) > MAX_BEAMS:
             raise HTTPException(422, f"at most {MAX_NEW_TOKENS} new tokens and {MAX_BEAMS} beams")
@@ -538,8 +536,6 @@ def make_app(server: ModelServer, *, keys: Sequence[str] = (), routers: Sequence
     async def match(body: schema.MatchBody) -> BaseModel:
         model, texts = server.choose(body.model, "match", "similarity"), tuple(as_list(body.texts))
         images = await server.read_images(as_list(body.images))
-        if not images or not texts:
-            raise ConfigError("give at least one image and one text")
         server.check_texts(len(images) * len(texts))
         call = ModelCall(name="compare", images=tuple(images), rows={"texts": texts})
         found = (await server.answer(model, call)).result
