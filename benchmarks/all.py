@@ -1,8 +1,8 @@
-"""Makes docs/benchmarks.md of the results in benchmarks/results: `python -m benchmarks.all`.
+"""Writes the tables of docs/benchmarks.md and docs/results.md from benchmarks/results: `python -m benchmarks.all`.
 
-The page is written by hand but for its tables. A line `<!-- figures: NAME -->` stands above the table of
-benchmarks/results/NAME.json, which is written anew; results that have no such line yet get a section at the end. A
-figure is the median of the last three runs; each run is a median itself, over its rounds.
+The pages are written by hand but for these tables. A line `<!-- figures: NAME -->` stands above the table of
+benchmarks/results/NAME.json, which is written anew; results that have no such line on either page get a section at the
+end of docs/benchmarks.md. A figure is the median of the last three runs; each run is a median itself, over its rounds.
 
     python -m benchmarks.all [--run NAME ...]
 
@@ -15,11 +15,13 @@ import re
 import statistics
 import subprocess
 import sys
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from benchmarks.harness import RESULTS, ROOT, Figure, machine_text
 
-PAGE = ROOT / "docs" / "benchmarks.md"
+PAGES = (ROOT / "docs" / "results.md", ROOT / "docs" / "benchmarks.md")
 RUNS = {
     "captions-greedy": ["benchmarks.captions", "greedy"],
     "captions-beam": ["benchmarks.captions", "beam"],
@@ -46,6 +48,7 @@ RUNS = {
     "search_recall": ["benchmarks.search_recall"],
     "search_memory": ["benchmarks.search_memory"],
     "serve_load": ["benchmarks.serve_load"],
+    "serve_faults": ["benchmarks.serve_faults"],
     "capfilt_rivals": ["benchmarks.capfilt_rivals", "--captions", "1", "--images", "16", "--repeats", "1"],
     "blip2-opt-greedy": ["benchmarks.blip2_decoding", "opt", "greedy"],
     "blip2-t5-greedy": ["benchmarks.blip2_decoding", "t5", "greedy"],
@@ -60,25 +63,36 @@ MARK = re.compile(r"<!-- figures: (?P<name>[\w.-]+) -->\n(?:\|.*\n|\*Measured.*\
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--run", nargs="*", choices=list(RUNS), help="benchmarks to measure first; none named: all")
-    parser.add_argument("--check", action="store_true", help="only say whether the page is that of the results")
+    parser.add_argument("--check", action="store_true", help="only say whether the pages are those of the results")
     options = parser.parse_args()
     for name in [] if options.run is None else options.run or RUNS:
         subprocess.run([sys.executable, "-m", *RUNS[name]], check=True, cwd=ROOT)
-    results = {path.name.removesuffix(".json"): json.loads(path.read_text()) for path in sorted(RESULTS.glob("*.json"))}
-    page = with_tables(PAGE.read_text(), results)
+    written = pages_of_results()
     if options.check:
-        raise SystemExit(
-            0 if page == PAGE.read_text() else f"{PAGE} is not that of {RESULTS}: python -m benchmarks.all"
-        )
-    PAGE.write_text(page)
+        old = [page for page in PAGES if written[page] != page.read_text()]
+        raise SystemExit(f"{old[0]} is not that of {RESULTS}: python -m benchmarks.all" if old else 0)
+    for page, text in written.items():
+        page.write_text(text)
 
 
-def with_tables(page: str, results: dict[str, Any]) -> str:
-    """The page with the tables of these results, and a section for each that it does not mention."""
-    mentioned = {match["name"] for match in MARK.finditer(page)}
+def pages_of_results() -> dict[Path, str]:
+    """The pages as they are with the tables of all results; those that none mentions are at the end of the last."""
+    results = {path.name.removesuffix(".json"): json.loads(path.read_text()) for path in sorted(RESULTS.glob("*.json"))}
+    texts = {page: page.read_text() for page in PAGES}
+    mentioned = {match["name"] for text in texts.values() for match in MARK.finditer(text)}
     for name in results.keys() - mentioned:
-        claim = results[name]["claim"].partition("\n    python")[0].strip()
-        page = f"{page.rstrip()}\n\n## {name}\n\n{claim}\n\n<!-- figures: {name} -->\n"
+        texts[PAGES[-1]] = with_section(texts[PAGES[-1]], name, results[name]["claim"])
+    return {page: with_tables(text, results) for page, text in texts.items()}
+
+
+def with_section(page: str, name: str, claim: str) -> str:
+    """The page with a section for a result at its end."""
+    claim = claim.partition("\n    python")[0].strip()
+    return f"{page.rstrip()}\n\n## {name}\n\n{claim}\n\n<!-- figures: {name} -->\n"
+
+
+def with_tables(page: str, results: Mapping[str, Any]) -> str:
+    """The page with the tables of these results."""
     return MARK.sub(lambda m: f"{m[0].splitlines()[0]}\n{table(results.get(m['name']))}", page)
 
 

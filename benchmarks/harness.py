@@ -11,7 +11,7 @@ A benchmark is a script like this one (the docstring says what is claimed, besid
         report.save()
 
 `save` prints the tables and adds the run to benchmarks/results/NAME.json, which keeps the last three runs on one kind
-of machine; `python -m benchmarks.all` makes docs/benchmarks.md of these files.
+of machine; `python -m benchmarks.all` writes the tables of docs/benchmarks.md and docs/results.md.
 """
 
 import argparse

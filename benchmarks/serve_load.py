@@ -71,7 +71,8 @@ def run(options: argparse.Namespace) -> None:
     def measure_peers() -> list[Any]:
         with peers:
             expected, _ = offline_captions(peers.url, fresh(NUM_PHOTOGRAPHS))
-            offline.append(options.requests / offline_captions(peers.url, fresh(options.requests))[1])
+            with cpu_per_caption(report, "offline", peers, options.requests):
+                offline.append(options.requests / offline_captions(peers.url, fresh(options.requests))[1])
             for name, path in PLAIN.items():
                 caption_rate(peers.url, fresh, 2, path)
                 plain[name].append(caption_rate(peers.url, fresh, options.requests // 3, path)[0])
@@ -82,15 +83,11 @@ def run(options: argparse.Namespace) -> None:
     with Server(*models, *LIMITS, core=SERVER_CORE) as server:
         caption_rate(server.url, fresh, BATCH_SIZE)
         rates, wrong = [], 0
-        before, began = server.cpu_seconds(), time.perf_counter()
-        for _ in range(options.repeats):
-            rate, replies = caption_rate(server.url, fresh, options.requests)
-            rates.append(rate)
-            wrong += num_wrong(replies, expected)
-        seconds = time.perf_counter() - began
-        report.facts["share of the core by process"] = {
-            title: round((spent - before.get(title, 0.0)) / seconds, 4) for title, spent in server.cpu_seconds().items()
-        }
+        with cpu_per_caption(report, "server", server, options.repeats * options.requests):
+            for _ in range(options.repeats):
+                rate, replies = caption_rate(server.url, fresh, options.requests)
+                rates.append(rate)
+                wrong += num_wrong(replies, expected)
         rate = statistics.median(rates)
         seen(report, server, fresh)
         overload(report, server, fresh, expected, rate, options.seconds)
@@ -208,6 +205,17 @@ def gone(report: Report, server: Server, fresh: Callable[[int], list[str]]) -> N
     report.facts["gone"] = {"answered_cpu_seconds": seconds[0], "gone_cpu_seconds": seconds[1]}
     report.add(f"CPU time of {count} requests whose clients left after 1 s, of as many that stay",
                seconds[1] / seconds[0], target=0.6, at_most=True)  # fmt: skip
+
+
+@contextmanager
+def cpu_per_caption(report: Report, name: str, server: Server, count: int) -> Iterator[None]:
+    """Keep the CPU time of each process for one of so many captions, which says where a missing rate has gone."""
+    before = server.cpu_seconds()
+    yield
+    spent = {title: (seconds - before.get(title, 0.0)) / count for title, seconds in server.cpu_seconds().items()}
+    report.facts[f"CPU seconds a caption, {name}"] = {
+        title: round(seconds, 4) for title, seconds in sorted(spent.items(), key=lambda each: -each[1])
+    }
 
 
 @contextmanager

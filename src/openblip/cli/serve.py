@@ -138,7 +138,7 @@ def _deployed(models: dict[str, str], device: DeviceOptions, limits: ServerLimit
 
     from openblip.serve.worker import ModelWorker
 
-    _start_ray()
+    start_ray()
     try:
         serve.start(proxy_location="Disabled")
         num_gpus = min(1.0, ray.cluster_resources().get("GPU", 0) / len(models))
@@ -172,7 +172,7 @@ def _deployed(models: dict[str, str], device: DeviceOptions, limits: ServerLimit
         ray.shutdown()
 
 
-def _start_ray() -> None:
+def start_ray() -> None:
     """A cluster on this machine. Ray gives it 30 s, too few where much else runs, so a second and third try follow."""
     import ray
 
