@@ -257,6 +257,26 @@ def test_a_table_is_trained_measured_and_written(tmp_path: Path, monkeypatch: py
     assert (out / "small" / "plot.svg").exists()
 
 
+def test_the_guide_shows_the_smallest_table_as_it_is() -> None:
+    root = Path(__file__).parents[2]
+    shown = re.findall(
+        r"^\+\+\+ (\S+tables/blip_negatives.py)\n((?:\+.*\n)+)", (root / "docs/ablations.md").read_text(), re.M
+    )
+    ((name, lines),) = shown
+    assert (root / name).read_text() == "".join(f"{line[1:]}\n" for line in lines.splitlines())
+
+
+def test_a_file_of_ones_own_is_a_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file, out = tmp_path / "my_table.py", tmp_path / "out"
+    file.write_text("")
+    assert main(["ablate", str(file), "--out", str(out), "--dry-run"]) == 2
+    file.write_text((Path(__file__).parents[2] / "src/openblip/recipes/tables/blip_negatives.py").read_text())
+    assert main(["ablate", str(file), "--out", str(out), "--dry-run"]) == 0
+    said = capsys.readouterr()
+    assert "has no TABLE" in said.err
+    assert "my-table: random" in said.out
+
+
 def test_settings_that_cannot_be_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for words in (["tabel"], ["all", "--seeds", "0"], ["blip-sharing", "--data.test", "x"]):
         assert main(["ablate", *words, "--out", str(tmp_path)]) == 2

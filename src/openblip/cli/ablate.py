@@ -1,5 +1,6 @@
 """`openblip ablate`: a table of the papers, from its trainings to its numbers, in one command."""
 
+import importlib.util
 import os
 import platform
 import shlex
@@ -14,7 +15,7 @@ import tyro
 
 from openblip.cli.options import check_output, parse
 from openblip.errors import ConfigError
-from openblip.recipes.ablation import AblationData, AblationJob, Plan, in_order
+from openblip.recipes.ablation import AblationData, AblationJob, AblationTable, Plan, in_order
 from openblip.recipes.comparison import PlannedTable, plan_tables, write_table
 from openblip.recipes.presets import PRESETS, Preset
 from openblip.recipes.tables import TABLES
@@ -26,8 +27,8 @@ WEB, HUMAN, EVALUATED, DOCUMENTS = 7000, 7000, 500, 6000  # emoji scenes of each
 class AblateOptions:
     """The options of `openblip ablate`."""
 
-    name: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="TABLE|all")]
-    """The table; `all` makes every one."""
+    name: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="TABLE|FILE.py|all")]
+    """The table; `all` makes every one, and a file with a `TABLE` is one of your own."""
     out: Path
     """Folder of all tables, which share their trainings; the same command again goes on."""
     seeds: int = 3
@@ -45,8 +46,8 @@ class AblateOptions:
     data: AblationData = field(default_factory=AblationData)
 
     def __post_init__(self) -> None:
-        if self.name != "all" and self.name not in TABLES:
-            raise ConfigError(f"there is no table {self.name}; choose one of {', '.join(TABLES)}, or all")
+        if self.name not in ("all", *TABLES) and not self.name.endswith(".py"):
+            raise ConfigError(f"there is no table {self.name}; choose one of {', '.join(TABLES)}, a FILE.py, or all")
         if self.seeds < 1 or (self.parallel is not None and self.parallel < 1):
             raise ConfigError("--seeds and --parallel must be at least 1")
         if self.steps_factor <= 0:
@@ -64,7 +65,7 @@ def command(argv: Sequence[str]) -> int:
     data = options.data if options.data.source is not None else _scenes(root / "data", options.split)
     jobs: dict[str, AblationJob] = {}
     plans = [Plan(root=root, preset=preset, data=data, seed=seed, jobs=jobs) for seed in range(options.seeds)]
-    planned = plan_tables(TABLES if options.name == "all" else {options.name: TABLES[options.name]}, plans)
+    planned = plan_tables(_tables(options.name), plans)
     if options.dry_run:
         _print_plan(jobs, planned, preset, options.seeds)
         return 0
@@ -82,6 +83,24 @@ def command(argv: Sequence[str]) -> int:
     for failure in failures:
         print(f"failed: {failure.job}: {failure.reason}", file=sys.stderr)
     return 1 if failures else 0
+
+
+def _tables(name: str) -> dict[str, AblationTable]:
+    """The tables that a command names; ConfigError for a file that has none."""
+    if name == "all":
+        return TABLES
+    if name in TABLES:
+        return {name: TABLES[name]}
+    path = Path(name)
+    spec = importlib.util.spec_from_file_location(f"openblip_table_{path.stem}", path)
+    if not path.is_file() or spec is None or spec.loader is None:
+        raise ConfigError(f"there is no file {name}")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    table = getattr(module, "TABLE", None)
+    if not isinstance(table, AblationTable):
+        raise ConfigError(f"{name} has no TABLE that is an AblationTable")
+    return {path.stem.replace("_", "-"): table}
 
 
 def _description() -> str:

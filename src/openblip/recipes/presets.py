@@ -16,7 +16,7 @@ from openblip.tasks.config import ContrastiveConfig, PretrainingConfig
 
 SomeRun = TypeVar("SomeRun", bound=Run)
 LanguageKind = Literal["opt", "t5"]
-MINI_STEPS, STAGE1_STEPS, STAGE2_STEPS, LANGUAGE_STEPS = 350, 250, 300, 700
+MINI_STEPS, STAGE1_STEPS, STAGE2_STEPS = 350, 250, 300
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,14 +84,20 @@ def mini_preset() -> Preset:
             "opt": shortened(mini.blip2_mini_stage2_opt(), STAGE2_STEPS),
             "t5": shortened(mini.blip2_mini_stage2_t5(), STAGE2_STEPS),
         },
-        languages={
-            "opt": shortened(mini.blip2_mini_opt(), LANGUAGE_STEPS),
-            "t5": shortened(mini.blip2_mini_t5(), LANGUAGE_STEPS),
-        },
+        languages={"opt": shortened(mini.blip2_mini_opt(), 650), "t5": shortened(mini.blip2_mini_t5(), 420)},
         test_limit=500,
         overhead=8.0,
         capfilt_seconds=150.0,
-        seconds_per_step={"blip-mini": 0.46, "blip-mini-captioner": 0.4, "blip-mini-filter": 1.2},
+        seconds_per_step={
+            "blip-mini": 0.46,
+            "blip-mini-captioner": 0.4,
+            "blip-mini-filter": 1.2,
+            "blip2-mini-opt": 0.33,
+            "blip2-mini-t5": 0.5,
+            "blip2-mini-stage1": 0.65,
+            "blip2-mini-stage2-opt": 0.42,
+            "blip2-mini-stage2-t5": 0.5,
+        },
         evaluation_seconds={"caption": 12.0, "retrieval": 6.0, "vqa": 12.0, "capfilt": 5.0},
     )
 
