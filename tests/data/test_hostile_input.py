@@ -151,6 +151,15 @@ def test_a_first_line_without_an_end_is_one_broken_row(
     assert [reason.rpartition(": ")[2] for reason in rejects.values()] == ["a row of more than 1000 bytes"]
 
 
+def test_a_header_without_an_end_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(samples, "MOST_TEXT_BYTES", 1000)
+    (tmp_path / "pairs.csv").write_bytes(b"image," + b"a" * 2_000_000 + b"\na.jpg,a dog\n")
+    with pytest.raises(
+        SourceError, match=r"pairs\.csv: its first line, the names of columns, has more than 1000 bytes"
+    ):
+        open_source(str(tmp_path / "pairs.csv"))
+
+
 @pytest.mark.parametrize("line", ["30 size=\u00b2\n", f"5011 size={'9' * 5000}\n", f"{'9' * 5000} a=b\n"])
 def test_wild_numbers_in_an_extended_header_end_a_shard_with_a_reason(tmp_path: Path, line: str) -> None:
     header = tarfile.TarInfo("pax")

@@ -184,3 +184,17 @@ def test_types(loaded: Loaded) -> None:
     assert isinstance(loaded.captioner, TransformersCaptioner)
     assert loaded.captioner.precision == "float32"
     assert loaded.captioner.num_parameters > 1000
+
+
+def test_a_captioner_in_fewer_bits(llava: Loaded) -> None:
+    pytest.importorskip("bitsandbytes")
+    quantized: Any = load_captioner(llava.folder, device="cpu", quantization="8bit")
+    assert "Linear8bitLt" in {type(module).__name__ for module in quantized.model.modules()}
+    assert len(quantized.caption(IMAGES, decoding=Greedy(max_new_tokens=3))) == len(IMAGES)
+    exact, near = (
+        captioner.score_captions(IMAGES[:1], [["two dogs"]])[0][0].logprob for captioner in (llava.captioner, quantized)
+    )
+    assert near == pytest.approx(exact, rel=0.05)
+    assert near != exact
+    again = load_captioner(llava.folder, device="cpu", quantization="8bit")
+    assert quantized.fingerprint() == again.fingerprint() != llava.captioner.fingerprint()

@@ -55,7 +55,9 @@ class Dialect:
         """The dialect that the file's name tells, and the line at which rows begin, where the file is left."""
         if not path.lower().endswith((".csv", ".tsv", ".txt", ".token")):
             return cls(), 1
-        head = file.readline()
+        head = file.readline(samples.MOST_TEXT_BYTES + 1)
+        if len(head) > samples.MOST_TEXT_BYTES:
+            raise SourceError(f"{path}: its first line, the names of columns, has more than {len(head) - 1} bytes")
         if _NUMBERED_CAPTION.match(head):
             file.seek(0)
             return cls(("image_name", "comment"), "\t", is_quoted=False), 1
