@@ -10,7 +10,6 @@ R rows (texts) and I images of a batch, E width of embeddings.
 import hashlib
 import importlib.util
 import inspect
-import itertools
 import re
 import tempfile
 import time
@@ -94,6 +93,8 @@ BOILERPLATE = re.compile(
 )
 
 ColumnValues: TypeAlias = Sequence[Any] | np.ndarray[Any, Any] | pa.Array
+ReadImage: TypeAlias = Mapping[str, Any]
+"""What the columns need of an image, by their names; those of one scorer have the same value."""
 
 
 class ImageFile:
@@ -466,8 +467,8 @@ def _match_function(spec: str) -> re.Match[str]:
     raise ConfigError(f"capfilt-score: {spec} is no FILE.py:FUNCTION")
 
 
-def build_function(spec: str, column: str) -> Scorer:
-    """The scorer of a user's function: `FILE.py:FUNCTION`.
+def _of_function(spec: str, column: str) -> ScoreKind:
+    """The score of a user's function, `FILE.py:FUNCTION`, which is loaded at once.
 
     It is called with a list of the rows of some texts, each a dict with the columns of the caption file, and, where it
     has a second parameter, with the image (RGB, `PIL.Image`) of each row. It returns one value for each row, numbers,
@@ -504,7 +505,8 @@ def build_function(spec: str, column: str) -> Scorer:
             raise ConfigError(f"{spec} returned {len(values)} values for {len(rows)} rows")
         return [[value.item() if isinstance(value, np.generic) else value for value in values]]
 
-    return Scorer({column: None}, compute, (lambda file: file.image) if num_parameters == 2 else None)
+    scorer = Scorer({column: None}, compute, (lambda file: file.image) if num_parameters == 2 else None)
+    return ScoreKind(lambda run: scorer)
 
 
 # What is computed of all shards
@@ -706,19 +708,20 @@ class ScoreDecoder:
     batch_size: int
     num_workers: int | None
 
-    def batches(self, unit: ShardScores) -> Generator[ReadBatch[list[Any]]]:
-        """The samples that have texts in the run, in order and without their files, each with what every scorer needs
-        of it; nothing where no image is needed.
+    def batches(self, unit: ShardScores) -> Generator[ReadBatch[ReadImage]]:
+        """The samples that have texts in the run, in order and without their files, each with what is needed of it;
+        nothing where no image is needed.
         """
-        reads = list(dict.fromkeys(self.reads[name] for name in unit.names if name in self.reads))
+        reads = {name: self.reads[name] for name in unit.names if name in self.reads}
         if not reads:
             return
         assert self.source is not None
         keys = set(read_texts(self.root, unit.shard, ["key"])["key"].to_pylist())
 
-        def prepare(sample: Sample) -> list[Any]:
+        def prepare(sample: Sample) -> ReadImage:
             file = ImageFile(sample)
-            return [read(file) for read in reads]
+            of_reads = {read: read(file) for read in dict.fromkeys(reads.values())}
+            return {name: of_reads[read] for name, read in reads.items()}
 
         entries = read_source(
             self.source, prepare, shards=[unit.shard], skip=lambda _, key: key not in keys,
@@ -756,14 +759,14 @@ class ScoreWorker:
         )
 
     def work(
-        self, unit: ShardScores, batches: Iterator[ReadBatch[list[Any]]], on_images: Callable[[int], None]
+        self, unit: ShardScores, batches: Iterator[ReadBatch[ReadImage]], on_images: Callable[[int], None]
     ) -> ScoreSummary:
         """Do a unit, whose images come from `ScoreDecoder.batches`. on_images: is told how many images were just done.
         What fails is named in the summary; raised is what would fail with any other shard, too.
         """
         summary, num_done = ScoreSummary(), 0
 
-        def counted() -> Iterator[ReadBatch[list[Any]]]:
+        def counted() -> Iterator[ReadBatch[ReadImage]]:
             nonlocal num_done
             for batch in batches:
                 yield batch
@@ -857,8 +860,7 @@ def plan_scores(run: ScoreRun, engine: "ScoreEngine") -> list[PlannedScore]:
         if function is None:
             kind, settings = SCORE_KINDS[name], {"score": name}
         else:
-            scorer = build_function(name, score)
-            kind = ScoreKind(lambda run, scorer=scorer: scorer)  # type: ignore[misc]
+            kind = _of_function(name, score)
             settings = {"score": name, "sha256": hashlib.sha256(Path(function["file"]).read_bytes()).hexdigest()}
         settings |= {setting: getattr(config, setting) for setting in kind.settings}
         if settings.get("against"):
@@ -923,15 +925,14 @@ def _score_shard(
     worker: ScoreWorker,
     shard: str,
     planned: list[PlannedScore],
-    batches: Iterator[ReadBatch[list[Any]]] | None,
+    batches: Iterator[ReadBatch[ReadImage]] | None,
     summary: ScoreSummary,
 ) -> None:
     """Compute and write scores of one shard, all of which read images or none does."""
     started = time.perf_counter()
     run, rejects = worker.run, list[Reject]()
     try:
-        scorers = {each.kind: worker.scorer(each.name) for each in planned}
-        columns = _compute_columns(run, shard, scorers, batches, rejects)
+        columns = _compute_columns(worker, shard, planned, batches, rejects)
     except (ConfigError, CheckpointError, MissingExtraError, UnsupportedTaskError, OutputError):
         raise  # no other shard could be finished either
     except (OpenBlipError, OSError) as error:
@@ -939,7 +940,7 @@ def _score_shard(
         summary.failed += [(each.name, shard, message) for each in planned]
         return
     for each in planned:
-        values = columns[each.kind][each.score]
+        values = columns[each.name]
         write_score(run.folder.root, shard, each.name, values)
         report = {
             "score": each.name,
@@ -958,38 +959,36 @@ def _score_shard(
 
 
 def _compute_columns(
-    run: ScoreRun,
+    worker: ScoreWorker,
     shard: str,
-    scorers: Mapping[ScoreKind, Scorer],
-    read_batches: Iterator[ReadBatch[list[Any]]] | None,
+    planned: Sequence[PlannedScore],
+    read_batches: Iterator[ReadBatch[ReadImage]] | None,
     rejects: list[Reject],
-) -> dict[ScoreKind, dict[str, pa.Array]]:
-    """The columns of each scorer, one value for each text of a shard, null where the image cannot be read; samples
-    that cannot be read join `rejects`. read_batches: of `ScoreDecoder.batches`, for scorers that need images.
+) -> dict[str, pa.Array]:
+    """The columns by name, one value for each text of a shard, null where the image cannot be read; samples that
+    cannot be read join `rejects`. read_batches: of `ScoreDecoder.batches`, for columns that need images.
     """
-    required = dict.fromkeys(name for kind in scorers for name in kind.requires)
-    texts = read_texts(run.folder.root, shard, [*CAPTION_SCHEMA.names, *required])
-    parts: dict[ScoreKind, list[Sequence[ColumnValues]]] = {kind: [] for kind in scorers}
+    required = dict.fromkeys(name for each in planned for name in each.kind.requires)
+    texts = read_texts(worker.run.folder.root, shard, [*CAPTION_SCHEMA.names, *required])
+    scorers = {each.kind: (worker.scorer(each.name), each.name) for each in planned}
+    parts: dict[tuple[ScoreKind, str], list[ColumnValues]] = {(each.kind, each.score): [] for each in planned}
     rows = [np.zeros(0, np.int64)]
     whole = _text_batches(shard, texts) if read_batches is None else _image_batches(shard, texts, read_batches, rejects)
     for batch, images in whole:
         rows.append(batch.rows)
-        for number, (kind, scorer) in enumerate(scorers.items()):
-            parts[kind].append(scorer.compute(replace(batch, images=images[number] if images else [])))
+        for kind, (scorer, name) in scorers.items():
+            values = scorer.compute(replace(batch, images=[image[name] for image in images]))
+            for column, of_column in zip(scorer.columns, values, strict=True):
+                if (kind, column) in parts:
+                    parts[kind, column].append(of_column)
     scored = np.concatenate(rows)
     if len(texts) and not len(scored):
         raise SourceError(f"{shard}: none of its images can be read: {rejects[0].why if rejects else 'they are gone'}")
     place = np.full(len(texts), -1)  # of each text among the values; -1 without one
     place[scored] = np.arange(len(scored))
     order = pa.array(place, mask=place < 0)
-    columns: dict[ScoreKind, dict[str, pa.Array]] = {}
-    for kind, scorer in scorers.items():
-        of_columns = zip(*parts[kind], strict=True) if parts[kind] else itertools.repeat(())
-        columns[kind] = {
-            name: _to_array(values, stated).take(order)
-            for (name, stated), values in zip(scorer.columns.items(), of_columns, strict=bool(parts[kind]))
-        }
-    return columns
+    kinds = {each.name: scorers[each.kind][0].columns[each.score] for each in planned}
+    return {each.name: _to_array(parts[each.kind, each.score], kinds[each.name]).take(order) for each in planned}
 
 
 def _to_array(parts: Sequence[ColumnValues], kind: pa.DataType | None) -> pa.Array:
@@ -1006,7 +1005,7 @@ def _to_array(parts: Sequence[ColumnValues], kind: pa.DataType | None) -> pa.Arr
     raise ConfigError(f"a function for a score returned {names}; its values are all numbers, booleans or strings")
 
 
-def _text_batches(shard: str, texts: pa.Table) -> Iterator[tuple[ScoreBatch, list[list[Any]]]]:
+def _text_batches(shard: str, texts: pa.Table) -> Iterator[tuple[ScoreBatch, list[ReadImage]]]:
     """All texts of a shard, without images."""
     starts = [*image_starts(texts["key"]).tolist(), len(texts)]
     first = 0
@@ -1019,9 +1018,9 @@ def _text_batches(shard: str, texts: pa.Table) -> Iterator[tuple[ScoreBatch, lis
 
 
 def _image_batches(
-    shard: str, texts: pa.Table, batches: Iterator[ReadBatch[list[Any]]], rejects: list[Reject]
-) -> Iterator[tuple[ScoreBatch, list[list[Any]]]]:
-    """The texts of a shard whose images can be read, in order, with what each scorer needs of the images."""
+    shard: str, texts: pa.Table, batches: Iterator[ReadBatch[ReadImage]], rejects: list[Reject]
+) -> Iterator[tuple[ScoreBatch, list[ReadImage]]]:
+    """The texts of a shard whose images can be read, in order, with what is needed of the images."""
     starts = [*image_starts(texts["key"]).tolist(), len(texts)]
     keys = texts["key"].take(pa.array(starts[:-1], pa.int64())).to_pylist()
     image_of_key = {key: number for number, key in enumerate(keys)}
@@ -1029,8 +1028,7 @@ def _image_batches(
         rejects.extend(read_batch.rejects)
         if read_batch.samples:
             numbers = [image_of_key[sample.key] for sample, _ in read_batch.samples]
-            needed = zip(*(prepared for _, prepared in read_batch.samples), strict=True)
-            yield _batch(shard, texts, starts, numbers), list(map(list, needed))
+            yield _batch(shard, texts, starts, numbers), [needed for _, needed in read_batch.samples]
 
 
 def _batch(shard: str, texts: pa.Table, starts: Sequence[int], numbers: Sequence[int]) -> ScoreBatch:
