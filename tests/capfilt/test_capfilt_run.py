@@ -25,6 +25,7 @@ from openblip.cli.main import main
 from openblip.data.sources import open_source
 from openblip.errors import ConfigError, SourceError, UnsupportedTaskError
 from openblip.predictor import BlipPredictor
+from openblip.progress import Progress
 from shared_files import write_tar
 from source_items import items_of
 
@@ -76,11 +77,18 @@ def test_batches_and_workers_change_nothing(config: CapFiltConfig, finished_run:
 
 
 def test_the_display_shows_what_is_kept_so_far(
-    config: CapFiltConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    config: CapFiltConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     members = [*sample_members("1", 1, ["a dog"]), ("2.jpg", b"no image"), ("2.txt", b"a dog")]
     write_tar(tmp_path / "web.tar", members)
-    run_capfilt(replace(config, source=str(tmp_path / "web.tar"), threshold=0.0), tmp_path / "run")
+    shown: list[str] = []
+    monkeypatch.setattr(
+        Progress, "show", lambda bar, status, show=Progress.show: shown.append(status) or show(bar, status)
+    )
+    config = replace(config, source=str(tmp_path / "web.tar"), threshold=0.0, batch_size=1)
+    run_capfilt(config, tmp_path / "run")
+    assert shown[0] == "kept: web 100%, synthetic 100%; 0 rejects"  # after the first batch of the shard
+    assert set(shown[1:]) == {"kept: web 100%, synthetic 100%; 1 reject"}
     last = capsys.readouterr().err.splitlines()[-1]
     assert last.startswith("capfilt: 2/2 images (100%), ")
     assert last.endswith("images/s, kept: web 100%, synthetic 100%; 1 reject")

@@ -11,7 +11,7 @@ import threading
 import traceback
 from abc import ABC, abstractmethod
 from collections import Counter, deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from multiprocessing import connection
@@ -69,6 +69,10 @@ class Engine(ABC):
     def work(self, shards: Sequence[str], on_images: Callable[[int], None]) -> Iterator[ShardOutcome]:
         """Do the shards, in any order; the manifest is written. A shard that fails does not end the others."""
 
+    def in_flight(self) -> Iterable[Counter[str]]:
+        """What is known of shards that are not finished, as their `ShardOutcome.totals` will say it."""
+        return ()
+
     def close(self) -> None:  # noqa: B027 (an engine may have nothing to end)
         """End what `load` and `work` have started; called at the end of the run, also of one that failed."""
 
@@ -97,6 +101,9 @@ class LocalEngine(Engine):
         for process in self.processes[1:]:
             process.wait_for_facts()
         return facts
+
+    def in_flight(self) -> Iterable[Counter[str]]:
+        return () if self.worker is None else self.worker.in_flight.values()
 
     def work(self, shards: Sequence[str], on_images: Callable[[int], None]) -> Iterator[ShardOutcome]:
         if self.worker is not None:
@@ -244,15 +251,8 @@ def _sigterm_raises() -> Iterator[None]:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
-def outcome_counts(outcome: ShardOutcome) -> Counter[str]:
-    """How many images, texts, kept texts and rejects a shard has."""
-    counts = Counter({f"{name} texts": outcome.counts.get(f"{name}_texts", 0) for name in SOURCES})
-    counts.update({f"{name} kept": kept for name, kept in outcome.counts.get("kept", {}).items()})
-    return counts + Counter(images=outcome.counts.get("images", 0), rejects=outcome.num_rejects)
-
-
 def kept_so_far(counts: Counter[str]) -> str:
-    """Keep rates and rejects of the shards that this command has finished, in a few words."""
+    """Keep rates and rejects of what this command has done, in a few words."""
     rates = [
         f"{name} {counts[f'{name} kept'] / counts[f'{name} texts']:.0%}" for name in SOURCES if counts[f"{name} texts"]
     ]
@@ -300,6 +300,11 @@ def _run_on(engine: Engine, config: CapFiltConfig, out: str | Path, device: str 
     check_sources_unchanged(folder, source, summary.skipped)
     so_far: Counter[str] = Counter()
     with Progress("capfilt", unit="images") as bar, count_texts(bar.note), _sigterm_raises():
+
+        def show(num_images: int = 0) -> None:
+            bar.show(kept_so_far(sum(engine.in_flight(), so_far)))
+            bar.advance(num_images)
+
         if summary.skipped:
             bar.note(f"resuming: {len(summary.skipped):,} of {len(shards):,} shards are done")
         if check is not None:
@@ -308,7 +313,7 @@ def _run_on(engine: Engine, config: CapFiltConfig, out: str | Path, device: str 
             bar.note("the filter was not checked; --check PAIRS, clean pairs, says how well it tells true texts")
         if source.lacks:
             bar.note(f"there are no web texts: {source.lacks}")
-        for outcome in engine.work(waiting, bar.advance):
+        for outcome in engine.work(waiting, show):
             if outcome.error is not None:
                 summary.failed.append((outcome.shard, outcome.error))
                 bar.note(f"{outcome.shard} could not be finished: {outcome.error}")
@@ -316,8 +321,8 @@ def _run_on(engine: Engine, config: CapFiltConfig, out: str | Path, device: str 
             summary.num_rejects += outcome.num_rejects
             summary.first_reject = summary.first_reject or outcome.first_reject
             summary.done.append(outcome.shard)
-            so_far += outcome_counts(outcome)
-            bar.show(kept_so_far(so_far))
+            so_far += outcome.totals
+            show()
             summary.unused.update({} if outcome.shard in source.unused else outcome.unused)
             per_shard = (so_far["images"] + so_far["rejects"]) / len(summary.done)  # the others are as large
             bar.total = max(bar.done, round(per_shard * (len(waiting) - len(summary.failed))))

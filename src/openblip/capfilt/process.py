@@ -9,6 +9,7 @@ B images of a batch, S image size.
 import json
 import time
 import traceback
+from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
@@ -23,7 +24,7 @@ import torch
 
 import openblip
 from openblip.capfilt.config import CapFiltConfig
-from openblip.capfilt.folder import ROLES, SCORED, CapFiltFolder, RunScores, config_hash
+from openblip.capfilt.folder import ROLES, SCORED, SOURCES, CapFiltFolder, RunScores, config_hash
 from openblip.data.captions import (
     EMBEDDING_IMAGE,
     CaptionRow,
@@ -125,6 +126,13 @@ class ShardOutcome:
     error: str | None = None
     """Why the shard could not be finished, in one line; None for a shard that is done."""
 
+    @property
+    def totals(self) -> Counter[str]:
+        """How many images, texts, kept texts and rejects the shard has."""
+        totals = Counter({f"{name} texts": self.counts.get(f"{name}_texts", 0) for name in SOURCES})
+        totals.update({f"{name} kept": kept for name, kept in self.counts.get("kept", {}).items()})
+        return totals + Counter(images=self.counts.get("images", 0), rejects=self.num_rejects)
+
 
 @dataclass(frozen=True, kw_only=True)
 class ShardWorker:
@@ -140,6 +148,9 @@ class ShardWorker:
     source: Source
     captioner: Captioner
     filter: BasePredictor
+    in_flight: dict[str, Counter[str]] = field(default_factory=dict, compare=False)
+    """By shard that is not finished, what its `ShardOutcome.totals` would be by now, for a display; the kept texts are
+    those above the thresholds."""
 
     @classmethod
     def load(cls, config: CapFiltConfig, out: str | Path, device: str | None = None) -> Self:
@@ -275,10 +286,13 @@ class ShardWorker:
 
     def _settle(self, shard: str, written: Future[ShardOutcome]) -> ShardOutcome:
         try:
-            return written.result()
+            outcome = written.result()
+            self.in_flight.pop(shard, None)
+            return outcome
         except OutputError:
             raise
         except Exception as error:  # whatever it was, the other shards go on and this one is named
+            self.in_flight.pop(shard, None)
             return self.fail(shard, error)
 
     def fail(self, shard: str, error: Exception) -> ShardOutcome:
@@ -351,7 +365,7 @@ class ShardWorker:
         if self.config.keep_embeddings:
             path = embedding_file(self.folder.root, shard)
             keeping = embedding_writer(path, self.filter.model.config.embed_dim)
-        num_samples = 0
+        num_samples, so_far = 0, self.in_flight.setdefault(shard, Counter())
         try:
             with count_texts() as computed.texts, keeping as keep:
                 while not written.done():  # early, where writing has failed
@@ -361,7 +375,10 @@ class ShardWorker:
                         break
                     computed.rejects.extend(batch.rejects)
                     if batch.samples:
-                        computed.rows.put(self._caption_and_filter(batch, shard, computed.seconds, keep))
+                        rows = self._caption_and_filter(batch, shard, computed.seconds, keep)
+                        computed.rows.put(rows)
+                        so_far.update(self._judged(rows))
+                    so_far.update(images=len(batch.samples), rejects=len(batch.rejects))
                     num_samples += len(batch.samples)
                     on_images(len(batch.samples) + len(batch.rejects))
                 if computed.rejects and not num_samples:
@@ -472,6 +489,16 @@ class ShardWorker:
                 for row, score in zip(rows, image_scores, strict=True)
             )
         return found
+
+    def _judged(self, rows: Sequence[CaptionRow]) -> Counter[str]:
+        """How many texts there are of each source, and how many of them are above its threshold."""
+        decision = replace(self.config.decision, threshold=self.manifest["threshold"])
+        counts = Counter(f"{row.source} texts" for row in rows)
+        for row in rows:
+            threshold = decision.threshold_of(row.source)
+            is_kept = bool(row.caption.strip()) and (threshold is None or row.itm > threshold)
+            counts[f"{row.source} kept"] += is_kept
+        return counts
 
     def _keep_embeddings(
         self, batch: DecodedBatch, images: EncodedImages, texts: Sequence[Sequence[str]], keep: WriteEmbeddings
