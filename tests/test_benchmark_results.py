@@ -10,6 +10,7 @@ sys.path.insert(0, str(ROOT))
 
 from benchmarks.all import pages_of_results, with_section, with_tables  # noqa: E402
 from benchmarks.harness import Report, alternate, run_child  # noqa: E402
+from benchmarks.tables import HEADING, with_table
 
 
 def test_sides_take_turns_in_both_orders() -> None:
@@ -54,3 +55,12 @@ def test_the_page_shows_the_last_three_runs_and_keeps_its_text(tmp_path: Path) -
 def test_the_pages_are_those_of_the_results() -> None:
     written = pages_of_results()
     assert {page: page.read_text() for page in written} == written, "run python -m benchmarks.all"
+
+
+def test_a_table_of_ablate_is_written_anew_and_what_is_written_by_hand_stays() -> None:
+    page = f"# Results\n\n{HEADING}\n\nHow.\n\n## Search\n\nx\n"
+    page = with_table(page, "b", "### B\n").replace("<!-- end of b -->\n", "<!-- end of b -->\nBy hand.\n")
+    page = with_table(with_table(page, "c", "### C\n"), "b", "### B, anew\n\n| |\n")
+    parts = ["How.", "### B, anew\n\n| |", "<!-- end of b -->\nBy hand.", "### C", "## Search"]
+    assert [page.index(part) for part in parts] == sorted(page.index(part) for part in parts)
+    assert "### B\n" not in page
