@@ -1,9 +1,9 @@
 """Puts the tables of `openblip ablate` into docs/results.md: `python -m benchmarks.tables OUT [--page PAGE]`.
 
-OUT is the folder of the command. A table stands between the lines `<!-- table: NAME -->` and `<!-- end of NAME -->`, which
-are written anew; what stands around them, such as why a claim does not hold, is written by hand and stays. A table
-that the page does not have yet gets a section at the end of "The papers' tables". Plots with curves are copied to
-docs/images.
+OUT is the folder of the command. A table stands between the lines `<!-- table: NAME -->` and `<!-- end of NAME -->`,
+which are written anew; what stands around them, such as why a claim does not hold, is written by hand and stays. A
+table that the page does not have yet gets a section at the end of "The papers' tables". Plots with curves are copied
+to docs/images.
 """
 
 import argparse

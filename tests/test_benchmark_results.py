@@ -10,7 +10,7 @@ sys.path.insert(0, str(ROOT))
 
 from benchmarks.all import pages_of_results, with_section, with_tables  # noqa: E402
 from benchmarks.harness import Report, alternate, run_child  # noqa: E402
-from benchmarks.tables import HEADING, with_table
+from benchmarks.tables import HEADING, with_table  # noqa: E402
 
 
 def test_sides_take_turns_in_both_orders() -> None:

@@ -87,7 +87,7 @@ def mini_preset() -> Preset:
         languages={"opt": shortened(mini.blip2_mini_opt(), 650), "t5": shortened(mini.blip2_mini_t5(), 420)},
         test_limit=500,
         overhead=8.0,
-        capfilt_seconds=150.0,
+        capfilt_seconds=70.0,
         seconds_per_step={
             "blip-mini": 0.46,
             "blip-mini-captioner": 0.4,
