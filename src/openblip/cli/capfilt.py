@@ -206,9 +206,9 @@ def run_demo(
 def _serve_demo(out: Path, num_workers: int, device: DeviceOptions) -> None:
     """Serve the page on the demo's run, at any free port of this machine."""
     import openblip
-    from openblip.cli.serve import keys_of, serve_models
+    from openblip.cli.serve import serve_models
     from openblip.search.index import build_index
-    from openblip.serve.config import ServerLimits
+    from openblip.serve.cluster import ServedModels, read_keys
 
     index = out / "index"
     reading = DecodingAhead(num_workers=num_workers)
@@ -216,7 +216,8 @@ def _serve_demo(out: Path, num_workers: int, device: DeviceOptions) -> None:
     print("\nembedding the images for search", file=sys.stderr, flush=True)
     build_index(str(out / "web"), model, index, checkpoint=DEMO_FILTER, reading=reading)
     del model
-    serve_models(
-        {name: name for name in (DEMO_CAPTIONER, DEMO_FILTER)}, index=index, capfilt=str(out / "capfilt"),
-        host="127.0.0.1", port=0, keys=keys_of(None), device=device, limits=ServerLimits(), opens_page=True,
+    served = ServedModels(
+        models={name: name for name in (DEMO_CAPTIONER, DEMO_FILTER)}, load=vars(device), index=str(index),
+        capfilt=str(out / "capfilt"), keys=read_keys(None),
     )  # fmt: skip
+    serve_models(served, host="127.0.0.1", port=0, opens_page=True)

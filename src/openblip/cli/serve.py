@@ -6,17 +6,20 @@ import logging
 import os
 import signal
 import sys
+import threading
 import webbrowser
-from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
 from openblip.cli.options import DeviceOptions
 from openblip.errors import ConfigError, MissingExtraError
-from openblip.serve.config import ServerLimits
+from openblip.serve.config import ReplicaOptions, ServerLimits
+
+if TYPE_CHECKING:
+    from openblip.serve.cluster import ServedModels
 
 
 def command(
@@ -28,7 +31,9 @@ def command(
     port: int = 8000,
     api_key_file: Path | None = None,
     allow_image_url: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = (),
+    address: str | None = None,
     device: DeviceOptions,
+    replicas: ReplicaOptions,
     limits: ServerLimits,
 ) -> int:
     """Serves models over HTTP: a page, a JSON API, and OpenAI's API at /v1.
@@ -38,56 +43,77 @@ def command(
 
     Args:
         model: a checkpoint folder, file, hub name or shipped model, as NAME or NAME=CHECKPOINT; may be given again.
-        index: the folder or URL of an index, for search.
+        index: the folder of an index, for search.
         capfilt: a CapFilt run that the page shows, and that takes labels there for capfilt-calibrate.
         host: address to listen at; 0.0.0.0 is every one of this machine.
         port: port to listen at; 0 is any free one.
         api_key_file: a file of keys, one on each line; a request must have one of them.
         allow_image_url: a prefix such as https://HOST/PATH, below which images are fetched; may be given again. Other
             URLs are refused.
+        address: a Ray cluster that serves, as auto, HOST:PORT or ray://HOST:PORT; this machine when not given. HTTP is
+            answered at --host and --port of its nodes.
     """
     if not model:
         raise ConfigError("--model must be given")
     require_server_packages()
-    serve_models(
-        _named(model), index=index, capfilt=capfilt, host=host, port=port, keys=keys_of(api_key_file), device=device,
-        limits=limits, image_urls=allow_image_url,
+    from openblip.data.sources.storage import absolute
+    from openblip.serve.cluster import ServedModels, named_models, read_keys
+
+    served = ServedModels(
+        models=named_models(model), load=asdict(device), limits=limits, replicas=replicas,
+        index=index and absolute(index), capfilt=capfilt and absolute(capfilt), keys=read_keys(api_key_file),
+        image_urls=allow_image_url,
     )  # fmt: skip
+    if address is None:
+        serve_models(served, host=host, port=port)
+    else:
+        serve_on_cluster(served, address, host=host, port=port)
     return 0
 
 
-def serve_models(
-    models: dict[str, str],
-    *,
-    index: str | Path | None,
-    capfilt: str | None,
-    host: str,
-    port: int,
-    keys: list[str],
-    device: DeviceOptions,
-    limits: ServerLimits,
-    image_urls: Sequence[str] = (),
-    opens_page: bool = False,
-) -> None:
-    """Serve checkpoints by their names until SIGTERM or Ctrl-C. opens_page: in a browser, where there is a display."""
+def serve_models(served: "ServedModels", *, host: str, port: int, opens_page: bool = False) -> None:
+    """Serve on this machine until SIGTERM or Ctrl-C. opens_page: in a browser, where there is a display."""
+    import ray
     import uvicorn
+    from ray import serve
 
-    from openblip.serve.app import ModelServer, make_app
-    from openblip.serve.capfilt import capfilt_router
-    from openblip.serve.openai import openai_router
-    from openblip.serve.page import page_router
+    from openblip.serve.cluster import deploy_on_this_machine
 
-    found = None
-    if index is not None:
-        from openblip.search.index import ImageIndex
-
-        found = ImageIndex(index, device=device.device, dtype=device.dtype)
-    routers = [page_router()] if capfilt is None else [page_router(), capfilt_router(capfilt)]
-    with _deployed(models, device, limits) as handles:
-        server = ModelServer(handles, limits, found, image_urls=image_urls)
-        app = make_app(server, keys=keys, routers=[*routers, openai_router(server)])
+    opened = served.open()
+    start_ray()
+    try:
+        serve.start(proxy_location="Disabled")
+        print(f"loading {', '.join(served.models)}", file=sys.stderr, flush=True)
+        app = served.app(deploy_on_this_machine(served), *opened)
         config = uvicorn.Config(app, host=host, port=port, log_level="warning", access_log=False)
-        asyncio.run(_run(uvicorn.Server(config), server, limits, opens_page))
+        asyncio.run(_run(uvicorn.Server(config), app.state.server, served.limits, opens_page))
+    finally:
+        with contextlib.suppress(Exception):  # the cluster may be gone
+            serve.shutdown()
+        ray.shutdown()
+
+
+def serve_on_cluster(served: "ServedModels", address: str, *, host: str, port: int) -> None:
+    """Serve on a Ray cluster until SIGTERM or Ctrl-C, behind the proxies of Ray Serve."""
+    from ray import serve
+
+    from openblip.cluster import EngineOptions, connected
+    from openblip.serve.cluster import APP_NAME, cluster_app, run_deployment
+
+    ended = threading.Event()
+    with connected(EngineOptions(engine="ray", address=address)):
+        serve.start(http_options={"host": host, "port": port})
+        print(f"loading {', '.join(served.models)}", file=sys.stderr, flush=True)
+        try:
+            run_deployment(APP_NAME, cluster_app(served), what=", ".join(served.models), route_prefix="/")
+            print(f"serving at http://{host}:{port}, on each node with a worker", file=sys.stderr, flush=True)
+            for number in (signal.SIGTERM, signal.SIGINT):
+                signal.signal(number, lambda *_: ended.set())
+            while not ended.wait(1.0):
+                pass
+            print("ending: requests that were accepted are answered", file=sys.stderr, flush=True)
+        finally:
+            serve.delete(APP_NAME)
 
 
 def require_server_packages() -> None:
@@ -101,75 +127,6 @@ def require_server_packages() -> None:
         import uvicorn  # noqa: F401
     except ImportError as error:
         raise MissingExtraError('openblip serve needs more packages: pip install "openblip[serve]"') from error
-
-
-def _named(models: tuple[str, ...]) -> dict[str, str]:
-    """Checkpoints by the name under which they are served: of a path the last part."""
-    named: dict[str, str] = {}
-    for given in models:
-        name, separator, checkpoint = given.partition("=")
-        if not separator:
-            name, checkpoint = (Path(given).name if Path(given).exists() else given), given
-        if name in named:
-            raise ConfigError(f"--model {name} is given twice; name them apart: --model NAME={checkpoint}")
-        named[name] = checkpoint
-    return named
-
-
-def keys_of(path: Path | None) -> list[str]:
-    """The keys in a file, one on each line, and in OPENBLIP_API_KEY. ConfigError for a file without any."""
-    text = os.environ.get("OPENBLIP_API_KEY", "")
-    if path is not None:
-        try:
-            text += "\n" + path.read_text(encoding="utf-8")
-        except (OSError, ValueError) as error:
-            raise ConfigError(f"--api-key-file {path} cannot be read: {error}") from error
-    keys = [line.strip() for line in text.splitlines() if line.strip()]
-    if path is not None and not keys:
-        raise ConfigError(f"--api-key-file {path} holds no key")
-    return keys
-
-
-@contextlib.contextmanager
-def _deployed(models: dict[str, str], device: DeviceOptions, limits: ServerLimits) -> Iterator[dict[str, Any]]:
-    """Handles of the models, each in a process of a Ray cluster on this machine, which ends afterwards."""
-    import ray
-    from ray import serve
-
-    from openblip.serve.worker import ModelWorker
-
-    start_ray()
-    try:
-        serve.start(proxy_location="Disabled")
-        num_gpus = min(1.0, ray.cluster_resources().get("GPU", 0) / len(models))
-        handles = {}
-        for number, (name, checkpoint) in enumerate(models.items()):
-            print(f"loading {name}", file=sys.stderr, flush=True)
-            deployment: Any = serve.deployment(  # of a class; its types say a function
-                ModelWorker,
-                name=f"model-{number}",
-                max_ongoing_requests=2 * limits.batch_size + 1,  # one is `stay`
-                max_queued_requests=limits.queue,
-                health_check_period_s=1.0,
-                graceful_shutdown_timeout_s=5.0,
-                ray_actor_options={"num_cpus": 0, "num_gpus": num_gpus},
-            )
-            application = deployment.bind(
-                {"source": checkpoint, **asdict(device)},
-                batch_size=limits.batch_size,
-                batch_wait=limits.batch_wait,
-                cache_bytes=limits.cache * 1_000_000,
-                max_pixels=limits.max_pixels,
-            )
-            try:
-                handles[name] = serve.run(application, name=f"model-{number}", route_prefix=None)
-            except RuntimeError as error:
-                raise ConfigError(f"--model {name} cannot be served: {' '.join(str(error).split())[:500]}") from error
-        yield handles
-    finally:
-        with contextlib.suppress(Exception):  # the cluster may be gone
-            serve.shutdown()
-        ray.shutdown()
 
 
 def start_ray() -> None:

@@ -34,3 +34,24 @@ class ServerLimits:
         for name, value in vars(self).items():
             if value < 0 or (value == 0 and name not in ("cache", "drain", "batch_wait")):
                 raise ConfigError(f"--{name.replace('_', '-')} is {value}; it must be above 0")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReplicaOptions:
+    """How many workers each model has, and what each of them takes of the machines."""
+
+    num_replicas: int = 1
+    """Workers of each model, among which its requests are shared."""
+    gpus_per_replica: float | None = None
+    """GPUs of a worker, 0.5 for two workers on each; when not given, on this machine an even share of its GPUs, at most
+    one, and on a cluster 1 where it has any."""
+    cpus_per_replica: int | None = None
+    """CPU cores with which a worker computes; when not given, on this machine an even share, and on a cluster 1."""
+
+    def __post_init__(self) -> None:
+        for name in ("num_replicas", "cpus_per_replica"):
+            if (value := getattr(self, name)) is not None and value < 1:
+                raise ConfigError(f"--{name.replace('_', '-')} is {value}; it must be at least 1")
+        gpus = self.gpus_per_replica
+        if gpus is not None and not (0 <= gpus <= 1 or gpus == int(gpus) > 0):
+            raise ConfigError(f"--gpus-per-replica is {gpus}: a part of one GPU, 0 to 1, or a whole number of them")

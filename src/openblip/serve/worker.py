@@ -117,9 +117,18 @@ class ModelWorker:
     """A predictor that answers `ModelCall`s; its results do not depend on which calls come together."""
 
     def __init__(
-        self, load: Mapping[str, Any], *, batch_size: int, batch_wait: float, cache_bytes: int, max_pixels: int
+        self,
+        load: Mapping[str, Any],
+        *,
+        batch_size: int,
+        batch_wait: float,
+        cache_bytes: int,
+        max_pixels: int,
+        num_threads: int | None = None,
     ) -> None:
-        """load: the arguments of `openblip.load`, with the name of the model as `source`."""
+        """load: the arguments of `openblip.load`, with the name of the model as `source`. num_threads: of torch."""
+        if num_threads is not None:
+            torch.set_num_threads(num_threads)
         logging.getLogger("ray.serve").setLevel(logging.WARNING)
         self.predictor: BasePredictor = openblip.load(**load)
         self.cache, self.max_pixels, self.batch_size = EncodedImageCache(cache_bytes), max_pixels, batch_size
