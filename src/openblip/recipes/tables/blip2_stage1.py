@@ -1,17 +1,27 @@
 """BLIP-2, Figure 5: stage 2 with and without stage 1, around a decoder and an encoder-decoder."""
 
+from collections.abc import Callable
+from dataclasses import replace
+
 from openblip.recipes.ablation import CIDER, VQA_ACCURACY, AblationTable, Plan, Variant
 from openblip.recipes.presets import LanguageKind
 from openblip.recipes.run import Blip2Run
+from openblip.training.config import TrainingConfig
 
 LANGUAGE_NAMES: dict[LanguageKind, str] = {"opt": "OPT", "t5": "T5"}
 
 
 def variants(plan: Plan) -> dict[str, Variant]:
+    return with_and_without_stage1(plan, lambda training: training)
+
+
+def with_and_without_stage1(plan: Plan, change: Callable[[TrainingConfig], TrainingConfig]) -> dict[str, Variant]:
+    """Stage 2 around both kinds of language models, from stage 1 and from a new Q-Former; `change` is of stage 2."""
     stage1, rows = plan.stage1(), {}
     for kind, name in LANGUAGE_NAMES.items():
         for label, init in ((f"{name}, no stage 1", None), (f"{name}, stage 1", stage1)):
-            rows[label] = train_stage2(plan, plan.stage2(kind, init))
+            run = plan.stage2(kind, init)
+            rows[label] = train_stage2(plan, replace(run, training=change(run.training)))
     return rows
 
 
