@@ -14,7 +14,7 @@ from openblip.data.sources import open_source
 from openblip.errors import CheckpointError, ConfigError, UnsupportedTaskError
 from openblip.evaluation.retrieval import evaluate_retrieval
 from openblip.models.config import BlipConfig
-from openblip.nn.config import ResamplerConfig, TextConfig, VisionConfig
+from openblip.nn.config import GatedConfig, ResamplerConfig, TextConfig, VisionConfig
 from openblip.recipes import systems
 from openblip.recipes.run import Blip2Run, BlipRun, with_settings
 from openblip.tasks.config import ContrastiveConfig, PretrainingConfig
@@ -54,7 +54,7 @@ def language(root: Path) -> Path:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["frozen-mini", "pooling-mini", "patch-mlp-mini", "resampler-mini"])
+@pytest.mark.parametrize("name", ["frozen-mini", "pooling-mini", "patch-mlp-mini", "resampler-mini", "flamingo-mini"])
 def test_a_connector_takes_the_place_of_a_qformer(name: str, root: Path, language: Path, tmp_path: Path) -> None:
     recipe: Blip2Run = getattr(systems, name.replace("-", "_"))()
     assert recipe.vision is not None
@@ -66,6 +66,8 @@ def test_a_connector_takes_the_place_of_a_qformer(name: str, root: Path, languag
     if name == "resampler-mini":
         parts["connector"] = ResamplerConfig(num_queries=3, hidden_dim=24, num_layers=2, num_heads=2, mlp_dim=32)
         parts["projection"] = "mlp"
+    if recipe.gated is not None:
+        parts["gated"] = GatedConfig(num_layers=2, num_heads=2, mlp_dim=24)
     run: Blip2Run = small(recipe, root / "pairs.jsonl", tmp_path / "run", steps=2, **parts)
     train(run)
     model = openblip.load(run.out, device="cpu")

@@ -5,7 +5,8 @@ D width of the Q-Former, Dl width of the language model, E embedding width, H he
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import NamedTuple, Self, cast
 
 import torch
@@ -16,6 +17,7 @@ from openblip.errors import ConfigError, UnsupportedTaskError
 from openblip.models.blip import INITIAL_TEMPERATURE, CrossKV, ModelWithHeads, initialise
 from openblip.models.config import Blip2Config, Projection
 from openblip.models.decoder import CachedDecoder, read_prompt
+from openblip.models.gating import Gating, ShownExamples
 from openblip.models.language_model import LanguageModel, Predicted
 from openblip.models.vision_tower import VisionTower, run_frozen, run_without_graph
 from openblip.nn.attention import CrossAttention, DecodingCache, SelfAttention, SelfAttentionCache, record_attention
@@ -99,10 +101,12 @@ class Blip2(ModelWithHeads):
             self.itm_head = nn.Linear(width, 2)
         if config.language is not None:
             self.language_proj = _projection(config.projection, width, config.language.hidden_dim)
+        if config.gated is not None and config.language is not None:
+            self.gating = Gating(config.gated, config.language.hidden_dim)
         if not self.vision_norm.weight.is_meta:  # there is nothing to draw, and torch would import its compiler for it
             self.apply(initialise)  # before the frozen parts are added, which have their own weights
             for name, parameter in self.named_parameters():
-                if name.endswith("queries"):
+                if name.endswith(("queries", "gating.tag")):
                     nn.init.normal_(parameter, std=0.02)
         self.vision = vision
         self.language = language
@@ -206,7 +210,21 @@ class Blip2(ModelWithHeads):
         """Predict texts by the language model, after visual prompts (R, Q, Dl) and text prompts."""
         language = self.require_language()
         assert self.config.language is not None  # guaranteed by the config
-        return language.predict(visual, prompts, texts, self.config.language.max_text_tokens)
+        with self.attending(visual) as shown:
+            return language.predict(shown, prompts, texts, self.config.language.max_text_tokens)
+
+    @contextmanager
+    def attending(self, visual: Tensor, examples: ShownExamples | None = None) -> Iterator[Tensor]:
+        """What stands before R texts for their images, after examples: the visual prompts (R, Q, Dl), or in a model
+        with gated layers, which attend to these as long as the context is open, a tag (R, 1, Dl).
+        """
+        if self.config.gated is not None:
+            with self.gating.attending(self.require_language().model, visual, examples) as shown:
+                yield shown
+        elif examples is not None:
+            yield torch.cat([examples.words.expand(len(visual), -1, -1), visual], dim=1)
+        else:
+            yield visual
 
     def require_language(self) -> LanguageModel:
         """The language model. Raises UnsupportedTaskError when there is none."""

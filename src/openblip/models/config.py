@@ -6,10 +6,12 @@ from typing import Any, Literal, get_args
 from openblip.errors import ConfigError
 from openblip.nn.config import (
     ConnectorConfig,
+    GatedConfig,
     Mode,
     QFormerConfig,
     TextConfig,
     VisionConfig,
+    check_heads_divide,
     check_positive,
     check_setting,
 )
@@ -159,6 +161,8 @@ class Blip2Config:
     qformer: QFormerConfig = field(default_factory=QFormerConfig)
     connector: ConnectorConfig | None = None
     """What stands between image encoder and language model in place of the Q-Former; None is the Q-Former."""
+    gated: GatedConfig | None = None
+    """Layers by which the language model attends to the image, in place of visual prompts (Flamingo)."""
     language: LanguageConfig | None = None
     """The language model of the head llm."""
     embed_dim: int = 256
@@ -183,6 +187,10 @@ class Blip2Config:
             raise ConfigError("projection needs the head llm: it is between queries and language model.")
         if self.connector is not None and (self.heads != ("llm",) or self.instructed):
             raise ConfigError("A connector in place of the Q-Former reads no text: it is for the head llm alone.")
+        if self.gated is not None:
+            if self.language is None:
+                raise ConfigError("Gated layers are those of a language model: they need the head llm.")
+            check_heads_divide("language", self.language.hidden_dim, self.gated.num_heads)
         check_positive("embed_dim", self.embed_dim)
 
     @property
@@ -196,7 +204,8 @@ class Blip2Config:
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "Blip2Config":
         """The inverse of `to_dict`; an unknown or missing field is a ConfigError."""
-        values = {"connector": None, "projection": "linear", **values}  # which earlier versions did not have
+        later = {"connector": None, "gated": None, "projection": "linear"}  # which earlier versions did not have
+        values = {**later, **values}
         unlike = sorted(set(values) ^ {field.name for field in fields(cls)})
         if unlike:
             raise ConfigError(f"The model config cannot be read: missing or unknown are {', '.join(unlike)}.")
@@ -204,7 +213,8 @@ class Blip2Config:
         try:
             vision = TowerConfig(**vision) if "layer" in vision else VisionConfig(**vision)
             language = None if language is None else LanguageConfig(**language)
-            parts = {"vision": vision, "language": language, "connector": _read_connector(connector)}
+            gated = None if values["gated"] is None else GatedConfig(**values["gated"])
+            parts = {"gated": gated, "vision": vision, "language": language, "connector": _read_connector(connector)}
             qformer, heads = QFormerConfig(**values["qformer"]), tuple(values["heads"])
             return cls(**{**values, **parts, "qformer": qformer, "heads": heads})
         except TypeError as error:

@@ -100,7 +100,7 @@ def qformer_flops(config: QFormerConfig, *, tokens: int = 0, image_tokens: int =
 
 
 def visual_tokens(config: Blip2Config, image_tokens: int) -> int:
-    """The number of visual prompts that a language model reads of an image."""
+    """The number of tokens that a language model is shown of an image: visual prompts, or what gated layers see."""
     match config.connector:
         case None:
             return config.qformer.num_queries
@@ -133,6 +133,20 @@ def visual_prompt_flops(config: Blip2Config, image_tokens: int, language_dim: in
             total = _linear(image_tokens, context_dim, width) + layers * layer
     total += _linear(queries, width, language_dim)
     return total if config.projection == "linear" else total + _linear(queries, language_dim, language_dim)
+
+
+def gated_flops(config: Blip2Config, image_tokens: int, language_dim: int, tokens: int) -> int:
+    """Gated layers of a language model over so many tokens, one of which stands for the image; 0 without them."""
+    if config.gated is None:
+        return 0
+    visual, width = visual_tokens(config, image_tokens), language_dim
+    layer = _linear(visual, width, 2 * width) + _cross_attention(tokens, visual, width)
+    return config.gated.num_layers * (layer + 2 * _linear(tokens, width, config.gated.mlp_dim))
+
+
+def _places(config: Blip2Config, image_tokens: int) -> int:
+    """How many places an image takes in a text of the language model."""
+    return visual_tokens(config, image_tokens) if config.gated is None else 1
 
 
 def word_flops(config: TextConfig | QFormerConfig, tokens: int) -> int:
@@ -361,7 +375,9 @@ def stage2_step_flops(
     vision = vision_shape(config)
     image_tokens = num_image_tokens(vision, image_size)
     trained = visual_prompt_flops(config, image_tokens, language.hidden_dim)
-    written = frozen_language_flops(language, visual_tokens(config, image_tokens) + prompt_tokens, tokens)
+    prefix = _places(config, image_tokens) + prompt_tokens
+    trained += gated_flops(config, image_tokens, language.hidden_dim, prefix + tokens)
+    written = frozen_language_flops(language, prefix, tokens)
     return batch_size * (_trained_vision_flops(vision, image_size, vision_use) + 3 * trained + written)
 
 
@@ -421,5 +437,6 @@ def blip2_caption_flops(
     vision = vision_shape(config)
     image_tokens = num_image_tokens(vision, image_size)
     image = vision_flops(vision, image_size) + visual_prompt_flops(config, image_tokens, language.hidden_dim)
-    prefix = visual_tokens(config, image_tokens) + prompt_tokens
+    prefix = _places(config, image_tokens) + prompt_tokens
+    image += gated_flops(config, image_tokens, language.hidden_dim, prefix + num_captions * (tokens - 1))
     return image + language_write_flops(language, prefix, num_captions, tokens)

@@ -178,6 +178,22 @@ class ResamplerConfig:
             check_positive(f"connector.{name}", value)
 
 
+@dataclass(frozen=True, kw_only=True)
+class GatedConfig:
+    """Gated cross-attention layers within a frozen language model (Flamingo)."""
+
+    num_layers: int = 8
+    """Number of these layers, spread evenly over those of the language model."""
+    num_heads: int = 8
+    """Attention heads of a layer."""
+    mlp_dim: int = 2048
+    """Width inside the feed-forward layers."""
+
+    def __post_init__(self) -> None:
+        for name, value in asdict(self).items():
+            check_positive(f"gated.{name}", value)
+
+
 ConnectorConfig = PoolingConfig | PatchMlpConfig | SoftPromptConfig | ResamplerConfig
 
 

@@ -6,6 +6,7 @@ vocabulary.
 """
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from copy import copy
 from typing import Any, ClassVar, Self
 
@@ -21,6 +22,7 @@ from openblip.generation.decoding import Beam, Decoding
 from openblip.generation.language import best_texts, write_texts
 from openblip.models.blip import CrossKV
 from openblip.models.blip2 import Blip2
+from openblip.models.gating import ShownExamples
 from openblip.models.language_model import IGNORED_LABEL
 from openblip.nn.config import Mode
 from openblip.predictor import values
@@ -65,8 +67,8 @@ class Blip2Predictor(BasePredictor):
         super().__init__(checkpoint, max_positions=qformer.max_positions, embedding_shape=shape)
         self.question_prompt = checkpoint.question_prompt
         self.image_token = checkpoint.image_token
-        self._examples: Tensor | None = None
-        """(P, Dl): images, questions and answers as the language model reads them before each question."""
+        self._examples: ShownExamples | None = None
+        """Images, questions and answers as the language model reads them before each question."""
 
     def _image_kv(self, tokens: Tensor, mode: Mode) -> CrossKV:
         """The same in both modes: texts reach the image through the queries."""
@@ -90,10 +92,11 @@ class Blip2Predictor(BasePredictor):
         if self.model.language is None:
             return super()._predict_captions(images, prompt, texts)
         prompts = [prompt] * len(texts)
-        language, visual = self.model.require_language(), self._visual_prompts(images.tokens, prompts)
-        room = getattr(language.model.config, "max_position_embeddings", MAX_SCORED_TOKENS) - visual.shape[1] - 2
-        limit = min(room, MAX_SCORED_TOKENS)  # without the end token, and the start that a language model may have
-        return language.predict(visual, prompts, list(map(normalize_caption, texts)), limit)
+        language = self.model.require_language()
+        with self._shown(images.tokens, prompts) as visual:
+            room = getattr(language.model.config, "max_position_embeddings", MAX_SCORED_TOKENS) - visual.shape[1] - 2
+            limit = min(room, MAX_SCORED_TOKENS)  # without the end token, and the start that a language model may have
+            return language.predict(visual, prompts, list(map(normalize_caption, texts)), limit)
 
     def _write_answers(self, images: EncodedImages, questions: Sequence[str], decoding: Decoding) -> list[ScoredText]:
         normalized, prompts = self._question_prompts(questions)
@@ -108,11 +111,13 @@ class Blip2Predictor(BasePredictor):
         normalized, prompts = self._question_prompts(questions)
         visual = self._visual_prompts(self.encode(list(images)).tokens, normalized)  # (B, Q, Dl)
         language = self.model.require_language()
-        parts: list[Tensor] = []
-        for seen, prompt, answer in zip(visual, prompts, answers, strict=True):
-            parts += [seen, language.embed_example(prompt, plain_text(answer)).to(seen.dtype)]
+        parts, tags = list[Tensor](), list[int]()
+        with self.model.attending(visual) as shown:
+            for seen, prompt, answer in zip(shown, prompts, answers, strict=True):
+                tags.append(sum(map(len, parts)))
+                parts += [seen, language.embed_example(prompt, plain_text(answer)).to(seen.dtype)]
         view = copy(self)
-        view._examples = torch.cat(parts)
+        view._examples = ShownExamples(visual, torch.cat(parts), tuple(tags))
         return view
 
     def _text_seeds(self, decoding: Decoding, images: EncodedImages, texts: Sequence[str]) -> Seeds:
@@ -128,9 +133,9 @@ class Blip2Predictor(BasePredictor):
         self, images: EncodedImages, questions: Sequence[str], candidates: Sequence[Sequence[str]], num_candidates: int
     ) -> list[ScoredText]:
         normalized, prompts = self._question_prompts(questions)
-        visual = self._visual_prompts(images.tokens, normalized)
-        language = self.model.require_language()
-        ranked = best_texts(language, visual, prompts, candidates, num_candidates=num_candidates, max_rows=MAX_ROWS)
+        language, settings = self.model.require_language(), {"num_candidates": num_candidates, "max_rows": MAX_ROWS}
+        with self._shown(images.tokens, normalized) as visual:
+            ranked = best_texts(language, visual, prompts, candidates, **settings)
         chosen = zip(ranked, candidates, strict=True)
         return [self._scored(generated, texts[position]) for (position, generated), texts in chosen]
 
@@ -167,8 +172,9 @@ class Blip2Predictor(BasePredictor):
         seeds: Seeds,
     ) -> list[list[ScoredText]]:
         """`num_texts` after each of R = B * K prompts; instructions are what the Q-Former reads of them."""
-        language, visual = self.model.require_language(), self._visual_prompts(images.tokens, instructions)
-        written = write_texts(language, visual, prompts, decoding, num_captions=num_texts, seeds=seeds)
+        language = self.model.require_language()
+        with self._shown(images.tokens, instructions) as visual:
+            written = write_texts(language, visual, prompts, decoding, num_captions=num_texts, seeds=seeds)
         return [[self._scored(text) for text in texts] for texts in written]
 
     def _question_prompts(self, questions: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -177,20 +183,19 @@ class Blip2Predictor(BasePredictor):
         return [normalize_question(question) for question in questions], prompts
 
     def _visual_prompts(self, tokens: Tensor, instructions: Sequence[str]) -> Tensor:
-        """What the language model reads of B images (B, N, Dv) before each of R = B * K texts, (R, Q, Dl), after the
-        P positions of the examples where there are some, (R, P + Q, Dl).
+        """What the language model is shown of B images (B, N, Dv) for each of R = B * K texts, (R, Q, Dl).
 
         instructions: R texts that the Q-Former reads beside its queries, where it was trained so.
         """
         if self.model.config.instructed:
             read, image_kv = self._tokenize(instructions, self._encoder_id, normalize=str), self.model.image_kv(tokens)
-            prompts = self.model.visual_prompts(self.model.encode_multimodal(read.ids, read.mask, image_kv))
-        else:
-            of_images = self.model.visual_prompts(self.model.encode_visual(tokens))
-            prompts = of_images.repeat_interleave(len(instructions) // len(tokens), dim=0)
-        if self._examples is None:
-            return prompts
-        return torch.cat([self._examples.expand(len(prompts), -1, -1), prompts], dim=1)
+            return self.model.visual_prompts(self.model.encode_multimodal(read.ids, read.mask, image_kv))
+        prompts = self.model.visual_prompts(self.model.encode_visual(tokens))
+        return prompts.repeat_interleave(len(instructions) // len(tokens), dim=0)
+
+    def _shown(self, tokens: Tensor, instructions: Sequence[str]) -> AbstractContextManager[Tensor]:
+        """What stands before R = B * K texts, after the examples, as long as the context is open: `Blip2.attending`."""
+        return self.model.attending(self._visual_prompts(tokens, instructions), self._examples)
 
     # Features.
 
@@ -256,10 +261,10 @@ class Blip2Predictor(BasePredictor):
     ) -> Explanation:
         """The log-probability of each word that the language model has written is differentiated."""
         language = self.model.require_language()
-        words = join_language_pieces(language.tokenizer, written.ids)
         view, weights = self._recording("decode", layer)
-        visual = view._visual_prompts(image_tokens, [instruction])  # (1, Q, Dl)
-        predicted = language.predict_ids(visual, [prompt], [written.ids])
+        words = join_language_pieces(language.tokenizer, written.ids)
+        with view._shown(image_tokens, [instruction]) as visual:  # (1, Q, Dl)
+            predicted = language.predict_ids(visual, [prompt], [written.ids])
         logits = predicted.logits[:, predicted.labels[0] != IGNORED_LABEL]  # (1, L, V)
         return explain_written_text(written.text, written.ids, words, logits, weights[0])
 

@@ -17,7 +17,7 @@ from openblip.data.config import DataConfig, Preprocessing
 from openblip.errors import Condition, ConfigError, OutputError
 from openblip.files import atomic_folder
 from openblip.models import config as models
-from openblip.nn.config import ConnectorConfig, QFormerConfig, check_heads_divide
+from openblip.nn.config import ConnectorConfig, GatedConfig, QFormerConfig, check_heads_divide
 from openblip.tasks.config import (
     Blip2Stage1Config,
     Blip2Stage2Config,
@@ -371,6 +371,8 @@ class Blip2Run(Run):
     """The shape of a new Q-Former; None takes the checkpoint's."""
     connector: ConnectorConfig | None = None
     """What takes the place of a new Q-Former where a language model writes all texts; None is a Q-Former."""
+    gated: GatedConfig | None = None
+    """New layers by which the frozen language model attends to the image, in place of visual prompts (Flamingo)."""
     vocab_size: int = 30524
     """Size of the WordPiece vocabulary trained on the captions when there is no checkpoint or tokenizer."""
     tokenizer: str | None = None
@@ -416,7 +418,7 @@ class Blip2Run(Run):
             "qformer.vocab-size", lambda run: False, "the vocabulary decides it; that of a new one is --vocab-size"
         ),
         Condition("qformer", lambda run: run.connector is None, "a connector takes the place of the Q-Former"),
-        Condition("qformer connector", lambda run: run.init is None, "--init brings a Q-Former with its shape"),
+        Condition("qformer connector gated", lambda run: run.init is None, "--init brings a Q-Former with its shape"),
         Condition(
             "embed-dim",
             lambda run: run.init is None and isinstance(run.task, Blip2Stage1Config),
@@ -502,6 +504,7 @@ class Blip2Run(Run):
             instructed=self.instructed,
             projection=projection,
             connector=self.connector if start is None else config.connector,
+            gated=self.gated if start is None else config.gated,
         )
         tokenizer = entries = None
         if config.has_text_branch:

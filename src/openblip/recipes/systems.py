@@ -8,7 +8,14 @@ Those with a language model take it from `--language.source`, as stage 2 of BLIP
 
 from dataclasses import replace
 
-from openblip.nn.config import ConnectorConfig, PatchMlpConfig, PoolingConfig, ResamplerConfig, SoftPromptConfig
+from openblip.nn.config import (
+    ConnectorConfig,
+    GatedConfig,
+    PatchMlpConfig,
+    PoolingConfig,
+    ResamplerConfig,
+    SoftPromptConfig,
+)
 from openblip.recipes.blip import blip_base
 from openblip.recipes.mini import blip2_mini_scratch_opt, blip_mini
 from openblip.recipes.run import Blip2Run, BlipRun
@@ -125,6 +132,17 @@ def resampler_mini() -> Blip2Run:
     """
     shape = ResamplerConfig(num_queries=8, hidden_dim=160, num_layers=4, num_heads=4, mlp_dim=640)
     return _with_connector("resampler-mini", shape)
+
+
+def flamingo_mini() -> Blip2Run:
+    """Train gated cross-attention layers within a frozen language model, and a resampler between it and the images.
+
+    Source: Flamingo (arXiv 2204.14198), section 3. There web pages with interleaved images are trained on too; here
+    each caption has its image, and examples come in the prompt of the trained model. Cost: ten minutes. Expected:
+    docs/results.md.
+    """
+    resampler = resampler_mini()
+    return resampler.derive("flamingo-mini", gated=GatedConfig(num_layers=2, num_heads=4, mlp_dim=512))
 
 
 def _with_connector(name: str, connector: ConnectorConfig) -> Blip2Run:

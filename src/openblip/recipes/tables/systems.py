@@ -1,7 +1,9 @@
 """The systems that BLIP is compared with in reviews, on the same data, at the same size."""
 
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 
+from openblip.recipes import systems
 from openblip.recipes.ablation import (
     CIDER,
     IMAGE_RECALL,
@@ -13,6 +15,7 @@ from openblip.recipes.ablation import (
     Plan,
     Variant,
 )
+from openblip.recipes.run import Blip2Run
 from openblip.recipes.systems import CLIP
 from openblip.recipes.tables.blip2_stage1 import train_stage2
 from openblip.tasks.config import PrefixConfig
@@ -30,7 +33,25 @@ def variants(plan: Plan) -> dict[str, Variant]:
         "BLIP-2, stage 1": Variant(model=plan.stage1()),
         "BLIP-2 with OPT": train_stage2(plan, plan.stage2("opt", plan.stage1())),
         "BLIP-2 with T5": train_stage2(plan, plan.stage2("t5", plan.stage1())),
+        **{label: _with_connector(plan, system) for label, system in CONNECTED.items()},
     }
+
+
+CONNECTED: Mapping[str, Callable[[], Blip2Run]] = {
+    "Frozen": systems.frozen_mini,
+    "average pooling": systems.pooling_mini,
+    "a layer over each patch": systems.patch_mlp_mini,
+    "resampler": systems.resampler_mini,
+    "Flamingo-style": systems.flamingo_mini,
+}
+"""The recipes that say what stands in place of the Q-Former, without stage 1."""
+
+
+def _with_connector(plan: Plan, system: Callable[[], Blip2Run]) -> Variant:
+    recipe, run = system(), plan.stage2("opt", None)
+    changes = {name: getattr(recipe, name) for name in ("qformer", "connector", "gated", "train_vision")}
+    connected = replace(run, **changes)
+    return Variant(model=plan.train(connected, plan.data.need("human")))
 
 
 TABLE = AblationTable(
