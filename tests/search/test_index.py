@@ -99,7 +99,9 @@ def test_an_image_of_blip2_is_found_by_its_best_query(tmp_path: Path) -> None:
     folder = write_folder(tmp_path / "images", list(range(6)))
     build(folder, blip2, tmp_path / "index")
     expected = blip2.similarity([str(folder / f"{n}.png") for n in range(6)], ["a big tree"])[:, 0]
-    hits = ImageIndex(tmp_path / "index", blip2).search("a big tree", top=4, thumbnails=True)
+    index = ImageIndex(tmp_path / "index", blip2)
+    assert (index.num_images, len(index)) == (6, 6 * blip2.embed_images([png(0)]).shape[1])
+    hits = index.search("a big tree", top=4, thumbnails=True)
     assert [hit.key for hit in hits] == [str(n) for n in expected.argsort(descending=True)[:4].tolist()]
     assert [hit.similarity for hit in hits] == pytest.approx(expected.topk(4).values.tolist(), abs=1e-5)
     for hit in hits:

@@ -299,10 +299,12 @@ class _IndexWriter:
                         self.summary.unchanged += 1
                     else:
                         self._take(_Entry(sample, stamp, sample.key in known), image)
+                        self._write_if_due()
                 if is_whole and (gone := sorted(known.keys() - met)):
                     self.gone[shard] = gone
                 # What could not be read is tried again by the next call.
                 self.finished[shard] = states[shard] if len(self.summary.rejects) == num_rejects else {}
+                self._write_if_due()
         self._write()
         self._embed()
         self._write()
@@ -337,7 +339,7 @@ class _IndexWriter:
         return _Image(pixels, size, file.getvalue())
 
     def _take(self, entry: _Entry, image: _Image | None) -> None:
-        """Put a new or changed image to those that wait, and write when there are many or it was long ago."""
+        """Put a new or changed image to those that wait."""
         self.summary.changed += entry.replaces
         self.summary.added += not entry.replaces
         if image is None:
@@ -345,6 +347,9 @@ class _IndexWriter:
             self.held_bytes += len(entry.sample.image)
         else:
             self._wait(entry, image)
+
+    def _write_if_due(self) -> None:
+        """Write where there is much to write, or it was long ago."""
         if (
             len(self.embedded) + len(self.held) >= ROWS_PER_COMMIT
             or self.held_bytes >= HELD_BYTES
@@ -549,6 +554,11 @@ class ImageIndex:
     def __len__(self) -> int:
         """Number of image vectors; BLIP has one per image, BLIP-2 one per query."""
         return int(self.images.count_rows())
+
+    @property
+    def num_images(self) -> int:
+        """Number of images."""
+        return len(self) // _vectors_per_image(self.images)
 
     def search(
         self,

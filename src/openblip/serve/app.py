@@ -457,7 +457,7 @@ def make_app(server: ModelServer, *, keys: Sequence[str] = (), routers: Sequence
             for name, about in server.about.items()
         ]  # fmt: skip
         index = server.index
-        found = None if index is None else schema.IndexInfo(images=len(index), model=index.settings["checkpoint"])
+        found = None if index is None else schema.IndexInfo(images=index.num_images, model=index.settings["checkpoint"])
         return schema.ModelsReply(models=served, index=found)
 
     def posts(kind: type[BaseModel], reply: type[BaseModel]) -> Callable[[Any], Any]:
