@@ -22,6 +22,8 @@ exclude_patterns = ["images/*.py"]
 myst_heading_anchors = 4  # links to headings, as code hosts form them
 nb_execution_mode = "off"  # a test runs the notebook; the site shows the outputs that are in it
 
+highlight_language = "none"  # of blocks that name no language: what programs print, and commands in docstrings
+
 html_theme = "furo"
 html_title = f"OpenBLIP {release}"
 html_static_path = ["_static"]

@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 import threading
+import warnings
 import webbrowser
 from dataclasses import asdict
 from pathlib import Path
@@ -133,6 +134,9 @@ def start_ray() -> None:
     """A cluster on this machine. Ray gives it 30 s, too few where much else runs, so a second and third try follow."""
     import ray
 
+    # Ray's processes become other programs at once, so that LanceDB's warning of what a fork shares is not about them.
+    warnings.filterwarnings("ignore", message="lancedb fork support")
+    logging.getLogger("ray.serve").setLevel(logging.WARNING)  # it would tell of its own steps
     for tries_left in (2, 1, 0):
         try:
             ray.init(

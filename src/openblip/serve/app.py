@@ -452,9 +452,9 @@ def make_app(server: ModelServer, *, keys: Sequence[str] = (), routers: Sequence
         served = [
             schema.ModelInfo(
                 name=name, is_ready=name not in server.down,
-                **{key: about[key] for key in ("tasks", "dtype", "device", "num_parameters")},
+                **{key: server.about[name][key] for key in ("tasks", "dtype", "device", "num_parameters")},
             )
-            for name, about in server.about.items()
+            for name in server.tasks()
         ]  # fmt: skip
         index = server.index
         found = None if index is None else schema.IndexInfo(images=index.num_images, model=index.settings["checkpoint"])
