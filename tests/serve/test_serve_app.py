@@ -246,6 +246,10 @@ def test_a_dead_worker_is_answered_at_once_and_comes_back() -> None:
             assert (reply.status, reply.headers["retry-after"]) == (503, "1")
         assert (await client.ask("/ready")).status == 503
         assert (await client.ask("/caption", {"images": IMAGE, "model": "b"})).status == 200
+        about, server.about = server.about, {}  # as before any model has answered
+        for path, body in (("/caption", {"images": IMAGE}), ("/v1/embeddings", {"model": "a", "input": "x"})):
+            assert (await client.ask(path, body)).status == 503
+        server.about = about
         assert [each["is_ready"] for each in (await client.ask("/models")).body["models"]] == [False, True]
         worker.dead.clear()
         worker.free.set()

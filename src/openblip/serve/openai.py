@@ -334,6 +334,8 @@ def openai_router(models: ModelCalls) -> APIRouter:
 
     def tasks_of(model: str) -> frozenset[str]:
         served = models.tasks()
+        if not served:
+            raise HTTPException(503, "The models are starting.", {"Retry-After": "1"})
         if model not in served:
             names = ", ".join(served)
             raise ParameterError(
