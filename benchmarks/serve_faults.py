@@ -34,7 +34,7 @@ from benchmarks.served import Reply, Server, ask, ask_all
 
 MODEL, BATCH_SIZE, QUEUE, NUM_IMAGES, CLIENTS = "openblip-mini", 4, 8, 16, 8
 MOST_REQUESTS = 3000  # of a load
-SLOW = {"decoding": {"kind": "beam", "num_beams": 8, "max_new_tokens": 60, "min_new_tokens": 60}}
+SLOW = {"decoding": {"kind": "beam", "num_beams": 8, "max_new_tokens": 40, "min_new_tokens": 40}}
 AT_ONCE = 1.0  # seconds
 
 
@@ -301,6 +301,7 @@ async def balancer(servers: Sequence[Server]) -> AsyncIterator[str]:
     """The address of a balancer before servers: it passes each connection on to the next server that is ready."""
     is_ready = dict.fromkeys(servers, True)
     turns = itertools.cycle(servers)
+    connections: set[asyncio.Task[Any] | None] = set()
 
     async def watch() -> None:
         async with httpx2.AsyncClient(timeout=1) as client:
@@ -320,6 +321,7 @@ async def balancer(servers: Sequence[Server]) -> AsyncIterator[str]:
         target.close()
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        connections.add(asyncio.current_task())
         for server in itertools.islice(turns, len(servers)):
             if not is_ready[server]:
                 continue
@@ -339,6 +341,7 @@ async def balancer(servers: Sequence[Server]) -> AsyncIterator[str]:
     finally:
         watching.cancel()
         listening.close()
+        await asyncio.wait(connections, timeout=5)  # the clients have closed them
 
 
 if __name__ == "__main__":
