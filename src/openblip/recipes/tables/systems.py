@@ -45,11 +45,13 @@ CONNECTED: Mapping[str, Callable[[], Blip2Run]] = {
     "Flamingo-style": systems.flamingo_mini,
 }
 """The recipes that say what stands in place of the Q-Former, without stage 1."""
+PARTS = ("qformer", "tokenizer", "text_init", "connector", "gated", "train_vision")
+"""The fields of a run by which they say it."""
 
 
 def _with_connector(plan: Plan, system: Callable[[], Blip2Run]) -> Variant:
     recipe, run = system(), plan.stage2("opt", None)
-    changes = {name: getattr(recipe, name) for name in ("qformer", "connector", "gated", "train_vision")}
+    changes = {name: getattr(recipe, name) for name in PARTS}
     connected = replace(run, **changes)
     return Variant(model=plan.train(connected, plan.data.need("human")))
 
