@@ -12,10 +12,10 @@ def variants(plan: Plan) -> dict[str, Variant]:
 
 
 def by_adamw(training: TrainingConfig) -> TrainingConfig:
-    """Without Muon, and for more steps, of which this takes more; a training without it stays as it is."""
+    """Without Muon, more gently and for more steps; a training without it stays as it is."""
     if training.muon_learning_rate is None:
         return training
-    return replace(training, muon_learning_rate=None, steps=training.steps * 3 // 2)
+    return replace(training, muon_learning_rate=None, learning_rate=5e-4, steps=training.steps * 3 // 2)
 
 
 TABLE = AblationTable(
