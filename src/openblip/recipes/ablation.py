@@ -399,17 +399,17 @@ class Plan:
         config = CapFiltConfig(source=self.data.need("source"), captioner=captioner, filter=filter, decoding=decoding)
         return self.capfilt(config)
 
-    def pretrain(self, capfilt: str | None = None, *, source: str | None = None, **changes: Any) -> Variant:
+    def pretrain(
+        self, capfilt: str | None = None, *, source: str | None = None, fine_tunes: bool = True, **changes: Any
+    ) -> Variant:
         """BLIP, pre-trained on the noisy pairs, on those of a run of CapFilt, or on other ones; `changes` are fields
         of the run.
+
+        Where the preset fine-tunes before it measures, so is this model, unless `fine_tunes` is False.
         """
         source = source if capfilt is None else f"capfilt:{capfilt}"
-        return self.measured(self.train(replace(self.preset.pretrain, **changes), source), capfilt)
-
-    def measured(self, model: str, capfilt: str | None = None) -> Variant:
-        """What is measured of a pre-trained BLIP: itself, or its fine-tunings where the preset has them."""
-        tuned = {}
-        if self.preset.fine_tunes:
+        model, tuned = self.train(replace(self.preset.pretrain, **changes), source), {}
+        if self.preset.fine_tunes and fine_tunes:
             human = self.data.need("human")
             tuned["caption"] = self.train(replace(self.preset.captioner, init=model), human)
             tuned["retrieval"] = self.train(replace(self.preset.filter, init=model), human)

@@ -1,9 +1,9 @@
 """The trainings of which tables are made, at two sizes: `mini` for laptops and emoji scenes, `base` for the papers'.
 
 Costs of mini were measured on one core of an AMD EPYC with bfloat16 in its instructions, in core-seconds; a run of it
-takes at most four core-minutes. As the papers' models start from a ViT of ImageNet, those of
-mini start from the ViT of the shipped openblip-mini. CapFilt's captioner and filter start from the model that was
-pre-trained on the raw pairs with seed 0, and all seeds share them.
+takes at most four core-minutes. As the papers' models start from a ViT of ImageNet, those of mini start from the ViT of
+the shipped openblip-mini. CapFilt's captioner and filter start from the model that was pre-trained on the raw pairs
+with seed 0, and all seeds share them.
 """
 
 from collections.abc import Callable, Mapping

@@ -25,11 +25,11 @@ def variants(plan: Plan) -> dict[str, Variant]:
     objectives, human = plan.preset.objectives, plan.data.need("human")
     albef = replace(objectives, objectives=("itc", "itm", "mlm"))
     return {
-        "BLIP": plan.pretrain(source=human),
-        "CLIP": plan.pretrain(source=human, task=CLIP),
-        "LiT": plan.pretrain(source=human, task=CLIP, train_vision=False),
-        "ALBEF": plan.pretrain(source=human, task=albef),
-        "SimVLM": plan.pretrain(source=human, task=PrefixConfig()),
+        "BLIP": plan.pretrain(fine_tunes=False, source=human),
+        "CLIP": plan.pretrain(fine_tunes=False, source=human, task=CLIP),
+        "LiT": plan.pretrain(fine_tunes=False, source=human, task=CLIP, train_vision=False),
+        "ALBEF": plan.pretrain(fine_tunes=False, source=human, task=albef),
+        "SimVLM": plan.pretrain(fine_tunes=False, source=human, task=PrefixConfig()),
         "BLIP-2, stage 1": Variant(model=plan.stage1()),
         "BLIP-2 with OPT": train_stage2(plan, plan.stage2("opt", plan.stage1())),
         "BLIP-2 with T5": train_stage2(plan, plan.stage2("t5", plan.stage1())),
