@@ -408,7 +408,8 @@ class Plan:
         Where the preset fine-tunes before it measures, so is this model, unless `fine_tunes` is False.
         """
         source = source if capfilt is None else f"capfilt:{capfilt}"
-        model, tuned = self.train(replace(self.preset.pretrain, **changes), source), {}
+        model = self.train(replace(self.preset.pretrain, **changes), source)
+        tuned: dict[str, str] = {}
         if self.preset.fine_tunes and fine_tunes:
             human = self.data.need("human")
             tuned["caption"] = self.train(replace(self.preset.captioner, init=model), human)
