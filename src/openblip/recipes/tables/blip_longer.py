@@ -1,6 +1,7 @@
 """BLIP, Tables 12 and 13: longer training in place of CapFilt, and going on with the old model after it."""
 
 from dataclasses import replace
+from typing import Any
 
 from openblip.recipes.ablation import CIDER, IMAGE_RECALL, TEXT_RECALL, AblationTable, Plan, Variant
 
@@ -10,7 +11,7 @@ _LONGER = 1.4  # about as much as CapFilt's texts are more than the web's, by wh
 def variants(plan: Plan) -> dict[str, Variant]:
     training, cleaned = plan.preset.pretrain.training, plan.clean()
     raw, bootstrapped = plan.pretrain(), plan.pretrain(cleaned)
-    go_on = {"model": None, "vision_init": None, "text_init": None}
+    go_on: dict[str, Any] = {"model": None, "vision_init": None, "text_init": None}
     return {
         "raw": raw,
         "raw, longer": plan.pretrain(training=replace(training, steps=round(_LONGER * training.steps))),
