@@ -40,7 +40,7 @@ for package in ("ray.serve", "lancedb"):
     pytest.importorskip(package, reason='needs pip install "openblip[serve,search]"')
 playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright")
 expect = playwright.expect
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]  # Ray and two models on a busy machine
 CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")
 NUM_SAMPLES = 24
 MINUTE = 60_000  # milliseconds
