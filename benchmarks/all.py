@@ -26,6 +26,7 @@ RUNS = {
     "captions-greedy": ["benchmarks.captions", "greedy"],
     "captions-beam": ["benchmarks.captions", "beam"],
     "captions-nucleus": ["benchmarks.captions", "nucleus"],
+    "exported-onnx": ["benchmarks.exported", "--format", "onnx"],
     "first-minutes": ["benchmarks.first_minutes", "--repeats", "1"],
     "matching": ["benchmarks.matching"],
     "encoding": ["benchmarks.encoding"],

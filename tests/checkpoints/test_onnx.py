@@ -16,7 +16,7 @@ from PIL import Image
 import openblip
 from openblip.checkpoints import onnx
 from openblip.checkpoints.checkpoint import BlipCheckpoint
-from openblip.errors import CheckpointError, UnsupportedTaskError
+from openblip.errors import CheckpointError, ConfigError, UnsupportedTaskError
 from openblip.predictor import BlipPredictor
 from tiny_blip import tiny_checkpoint
 from tiny_blip2 import tiny_blip2
@@ -43,7 +43,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> tuple[BlipCheckpoint, 
 @pytest.mark.slow
 def test_the_captioner_of_the_guide_writes_what_openblip_writes(exported: tuple[BlipCheckpoint, Path]) -> None:
     checkpoint, folder = exported
-    (script,) = re.findall(r"^```python\n(.*?)^```", GUIDE.read_text(), re.M | re.S)
+    script, _ = re.findall(r"^```python\n(.*?)^```", GUIDE.read_text(), re.M | re.S)
     command = [sys.executable, "-c", ALONE + script]
     result = subprocess.run(command, cwd=folder.parent, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
@@ -124,6 +124,15 @@ def test_openvino(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     names = {file.name for file in (tmp_path / "out").iterdir()}
     assert {"match.xml", "match.bin", "tokenizer.json", "preprocessor_config.json", "export.json"} <= names
     assert not names & {"match.onnx", "weights.bin"}
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "int8"])
+def test_another_precision_is_refused_before_any_work(dtype: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="in float32 on the CPU; this one has"):
+        onnx.export_checkpoint(
+            openblip.load("openblip-mini-captioner", device="cpu", dtype=dtype).checkpoint, tmp_path / "out", "onnx"
+        )
+    assert not list(tmp_path.iterdir())
 
 
 def test_what_cannot_be_exported() -> None:

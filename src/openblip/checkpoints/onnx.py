@@ -28,12 +28,13 @@ from torch import Tensor, nn
 
 from openblip.checkpoints.checkpoint import Checkpoint
 from openblip.checkpoints.huggingface import write_preprocessing, write_tokenizer
-from openblip.errors import CheckpointError, MissingExtraError, UnsupportedTaskError
+from openblip.errors import CheckpointError, ConfigError, MissingExtraError, UnsupportedTaskError
 from openblip.files import atomic_folder, write_json
 from openblip.models.blip import Blip, CrossKV
 from openblip.models.blip2 import Blip2
 from openblip.nn.attention import KeyValue, LayerKV, SelfAttentionCache
 from openblip.nn.config import QFormerConfig, TextConfig
+from openblip.nn.linear import FrozenLinear
 from openblip.progress import Progress
 
 GraphFormat = Literal["onnx", "openvino"]
@@ -78,13 +79,15 @@ def export_checkpoint(checkpoint: Checkpoint, folder: Path, format: GraphFormat)
     """Write a folder with what a model can do as graphs, and return how far each of them differs from torch.
 
     Every graph is run by the runtime that it is for, on random inputs of other sizes than it was traced with. The
-    folder appears when all are within `TOLERANCE`. A model is exported in the precision of its weights; the language
-    model of a BLIP-2 is not, and neither are judgements of pairs (NLVR2) and the ranking of dialogs.
+    folder appears when all are within `TOLERANCE`. The language model of a BLIP-2 is not exported, and neither are
+    judgements of pairs (NLVR2) and the ranking of dialogs.
 
     Raises MissingExtraError without the packages; UnsupportedTaskError for a model of which there is nothing to
-    export; CheckpointError for one that torch cannot trace, or whose graphs differ.
+    export; ConfigError for one that is not in float32 on the CPU, as `load_checkpoint` reads it; CheckpointError for
+    one that torch cannot trace, or whose graphs differ.
     """
     require_export_packages(format)
+    _require_float32(checkpoint.model)
     graphs = find_graphs(checkpoint)
     differences: dict[str, float] = {}
     with atomic_folder(folder) as partial, Progress("exporting", total=len(graphs), unit="graphs") as bar:
@@ -107,6 +110,19 @@ def export_checkpoint(checkpoint: Checkpoint, folder: Path, format: GraphFormat)
         write_preprocessing(partial, checkpoint.preprocessing, "BlipProcessor")
         write_json(partial / EXPORT_FILE, _description(checkpoint, graphs, differences, format))
     return differences
+
+
+def _require_float32(model: Blip | Blip2) -> None:
+    """ConfigError unless all that is exported is in float32, on the CPU, and not laid out for inference."""
+    parts = [part for name, part in model.named_children() if name != "language"]
+    weights = [weight for part in parts for weight in part.parameters()]
+    kinds = {f"{weight.dtype} on {weight.device}" for weight in weights if weight.is_floating_point()}
+    kinds |= {type(layer).__name__ for part in parts for layer in part.modules() if isinstance(layer, FrozenLinear)}
+    if others := kinds - {"torch.float32 on cpu"}:
+        raise ConfigError(
+            f"Models are exported as load_checkpoint reads them, in float32 on the CPU; this has {', '.join(others)}.",
+            page="export.md",
+        )
 
 
 def left_out(checkpoint: Checkpoint) -> list[str]:
