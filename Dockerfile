@@ -16,6 +16,7 @@ WORKDIR /source
 COPY constraints.txt ./
 RUN pip install -c constraints.txt --index-url ${TORCH_INDEX} torch
 COPY pyproject.toml README.md LICENSE ./
+COPY docs ./docs
 COPY src ./src
 RUN pip install -c constraints.txt ".[search,serve]"
 

@@ -9,7 +9,7 @@ from huggingface_hub.utils import httpx
 
 from openblip.cli.main import main
 from openblip.data.tokenizer import Tokenizer
-from openblip.errors import CheckpointError, ConfigError, ImageError, hub_problem, page_address
+from openblip.errors import CheckpointError, ConfigError, ImageError, hub_problem, page_command
 
 _RESPONSE = httpx.Response(404, request=httpx.Request("GET", "https://huggingface.co"))
 _NO_NETWORK = hub.LocalEntryNotFoundError("nothing in the cache")
@@ -60,8 +60,8 @@ def test_a_tokenizer_by_name(monkeypatch):
 def test_an_error_says_where_it_is_explained(capsys: pytest.CaptureFixture[str]) -> None:
     error = pickle.loads(pickle.dumps(ConfigError("no", page="data.md#sources")))
     assert error.page == "data.md#sources"
-    assert page_address(error.page).endswith("/data.html#sources")
-    assert ImageError("no").__notes__ == [f"See {page_address('errors.md#images-and-videos-that-cannot-be-read')}"]
+    assert page_command(error.page) == "openblip docs data#sources"
+    assert ImageError("no").__notes__ == ["See `openblip docs errors#images-and-videos-that-cannot-be-read`"]
     assert not hasattr(ConfigError("no"), "__notes__")  # what was being done is not known
     assert main(["caption", "a.png"]) == 2  # without --model: the command's own guide
-    assert capsys.readouterr().err.endswith(f"(see {page_address('caption.md')})\n")
+    assert capsys.readouterr().err.endswith("(see `openblip docs caption`)\n")

@@ -66,7 +66,7 @@ def test_dockerfile_copies_what_there_is_and_the_builder_gets_no_more() -> None:
     sent = (ROOT / ".dockerignore").read_text().splitlines()
     assert sent[1] == "*"
     assert {line[1:] for line in sent if line.startswith("!")} == sources
-    needed = {PROJECT["readme"], *PROJECT["license-files"], "src", "pyproject.toml"}  # what hatchling reads
+    needed = {PROJECT["readme"], *PROJECT["license-files"], "src", "docs", "pyproject.toml"}  # what hatchling reads
     assert needed <= sources
 
 
@@ -168,9 +168,10 @@ def image(tmp_path: Path) -> Path:
 def test_wheel_and_sdist_hold_what_is_tracked(built: tuple[Path, Path]) -> None:
     wheel, sdist = built
     package = {str(file.relative_to(ROOT / "src")) for file in tracked("src/openblip")}
+    pages = {f"openblip/{file.relative_to(ROOT)}" for file in tracked("docs")}
     with zipfile.ZipFile(wheel) as archive:
         held = {name for name in archive.namelist() if not name.startswith(f"openblip-{PROJECT['version']}.dist-info/")}
-    assert held == package
+    assert held == package | pages
     assert "openblip/py.typed" in held
     with tarfile.open(sdist) as archive:
         names = {name.partition("/")[2] for name in archive.getnames()}
@@ -204,6 +205,9 @@ def test_first_minutes_with_minimal_dependencies(python: Path, image: Path) -> N
     assert (image.parent / "cleaned" / "report.html").is_file()
     error = openblip("index", ".", "--model", "openblip-mini-filter", "--out", "index", code=2).stderr
     assert error.startswith('openblip: an index needs LanceDB: pip install "openblip[search]"')
+    page = re.search(r"\(see `openblip docs (\S+)`\)", error)
+    assert page is not None
+    assert openblip("docs", page[1]).stdout.startswith("## Extras\n")
     script = run_in(python, str(python.parent / "openblip"), "--version", cwd=image.parent)
     assert script.stdout == f"openblip {PROJECT['version']}\n"
 

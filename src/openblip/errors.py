@@ -33,13 +33,9 @@ def hub_problem(error: BaseException) -> str | None:
     return f"could not be asked ({' '.join(reason.split())[:200]}), and the local cache does not have all files"
 
 
-DOCUMENTATION = "https://openblip.readthedocs.io/en/latest/"
-"""Where the pages of docs/ are published."""
-
-
-def page_address(page: str) -> str:
-    """The address of a page of docs/, or of a heading on it: "data.md#sources"."""
-    return DOCUMENTATION + page.replace(".md", ".html")
+def page_command(page: str) -> str:
+    """The command that shows a page of docs/, or what is below a heading of it: "data.md#sources"."""
+    return f"openblip docs {page.replace('.md', '')}"
 
 
 class OpenBlipError(Exception):
@@ -50,11 +46,11 @@ class OpenBlipError(Exception):
     """The page of docs/ that explains it, with the heading; None where that is the guide of what was being done."""
 
     def __init__(self, message: str = "", *, page: str | None = None) -> None:
-        """page: a page that explains more than the one of the class. Tracebacks show its address below the message."""
+        """page: a page that explains more than the one of the class. Tracebacks name it below the message."""
         super().__init__(message)
         self.page = page or self.page
         if self.page:
-            self.add_note(f"See {page_address(self.page)}")
+            self.add_note(f"See `{page_command(self.page)}`")
 
 
 class UnsupportedTaskError(OpenBlipError):

@@ -18,7 +18,7 @@ from openblip import distributed
 from openblip.cli import main as cli
 from openblip.cli import options
 from openblip.cli.options import parse, parse_call
-from openblip.errors import ConfigError, OpenBlipError, SourceError, page_address
+from openblip.errors import ConfigError, OpenBlipError, SourceError
 
 HELP_OF_EVERY_COMMAND = """
 import contextlib, io, json, sys
@@ -129,7 +129,7 @@ def test_an_error_is_one_line(use: Use, refusal: Any) -> None:
 
 def test_an_error_ends_with_the_page_that_explains_it(use: Use, refusal: Any) -> None:
     use(raising(SourceError("no shards in a/b.")))
-    assert refusal("probe") == f"openblip: no shards in a/b (see {page_address('data.md#sources')})\n"
+    assert refusal("probe") == "openblip: no shards in a/b (see `openblip docs data#sources`)\n"
 
 
 def test_a_missing_file_is_one_line(use: Use, refusal: Any) -> None:

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from importlib.metadata import version
 from typing import NamedTuple
 
-from openblip.errors import DOCUMENTATION, ConfigError, OpenBlipError, page_address
+from openblip.errors import ConfigError, OpenBlipError, page_command
 from openblip.files import name_full_disk
 from openblip.text_counts import count_texts
 
@@ -28,7 +28,7 @@ commands:
 {}
 
 `openblip COMMAND --help` shows the options of a command, `--debug` the traceback of an error,
-`openblip --version` the version. Guides: {}index.html"""
+`openblip --version` the version, `openblip docs` the guides."""
 
 
 class Command(NamedTuple):
@@ -72,6 +72,7 @@ COMMANDS = {
     "export": Command("export", "command", "write a model as ONNX or OpenVINO graphs, to run without torch"),
     "models": Command("models", "command", "list the shipped models and the known public checkpoints"),
     "doctor": Command("doctor", "command", "what is installed, where models run, what is missing for more"),
+    "docs": Command("docs", "command", "show the guides, and the sections that errors point to"),
     "completion": Command("completion", "command", "a script with which a shell completes commands and options"),
     "estimate": Command("estimate", "command", "hours, machines and cost of CapFilt and of pre-trainings"),
     "data inspect": Command("data", "inspect_data", "count and check what a data source holds"),
@@ -88,6 +89,7 @@ GUIDES = {
     "completion": "install.md",
     "convert": "checkpoints.md",
     "data": "data.md",
+    "docs": "index.md",
     "doctor": "install.md",
     "estimate": "cost.md",
     "evaluate": "evaluate.md",
@@ -98,7 +100,7 @@ GUIDES = {
     "serve": "serve.md",
     "train": "train.md",
 }
-"""For each module of commands the page of docs/ to which errors of its arguments link."""
+"""For each module of commands the page of docs/ to which errors of its arguments point."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -132,7 +134,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             return 130
         message = " ".join(str(error).split()) or type(error).__name__
         if isinstance(error, OpenBlipError) and (page := error.page or _guide(words)):
-            message = f"{message.rstrip('.')} (see {page_address(page)})"
+            message = f"{message.rstrip('.')} (see `{page_command(page)}`)"
         print(f"openblip: {message}", file=sys.stderr)
         return error.exit_code if isinstance(error, OpenBlipError) else 2
 
@@ -170,7 +172,7 @@ def _find_call(words: list[str]) -> Callable[[], int | None]:
     if listed and (not rest or rest[0] in ("-h", "--help")):
         width = max(map(len, listed)) + 2
         lines = [f"  {name:<{width}}{command.summary}" for name, command in listed.items()]
-        return functools.partial(print, OVERVIEW.format("\n".join(lines), DOCUMENTATION))
+        return functools.partial(print, OVERVIEW.format("\n".join(lines)))
     asked = " ".join(words[:2]) if listed else words[0]
     close = difflib.get_close_matches(asked, COMMANDS, n=1, cutoff=0.4)
     hint = f"did you mean `openblip {close[0]}`?" if close else "`openblip --help` lists the commands"
