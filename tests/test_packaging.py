@@ -219,7 +219,7 @@ def test_every_module_imports_without_extras(python: Path, tmp_path: Path) -> No
         for name in [name for name in problems if name == folder or name.startswith(f"{folder}.")]:
             missing = re.fullmatch(r"ModuleNotFoundError: No module named '(\w+).*'", problems.pop(name))
             assert missing is not None
-            assert missing[1] in {*EXTRAS[extra][0], *EXTRAS["ray"][0]}  # of which the extra serve has parts
+            assert missing[1] in EXTRAS[extra][0]
     assert problems == {}
 
 

@@ -25,7 +25,7 @@ EXTRAS = {
     "ray": (("ray",), "CapFilt and captions on a cluster: --engine ray"),
     "search": (("lancedb",), "`openblip index` and `openblip search`"),
     "serve": (
-        ("fastapi", "uvicorn", "prometheus_client", "python_multipart"),
+        ("fastapi", "uvicorn", "ray", "prometheus_client", "python_multipart", "aiohttp"),
         "the server and its page: `openblip serve`",
     ),
     "ablate": (("matplotlib",), "plots of tables"),
