@@ -1,4 +1,4 @@
-"""`openblip docs` shows pages and sections; that errors point to those that are there is in tests/test_documentation.py."""
+"""`openblip docs` shows pages and sections. That errors point to some that are there: tests/test_documentation.py."""
 
 from typing import Any
 
