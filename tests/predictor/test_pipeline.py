@@ -114,6 +114,7 @@ def test_answers_in_every_form_of_the_question(answering: BlipPredictor, paths: 
     assert oracle([{"image": first, "question": questions[0]}]) == [[{"answer": one}]]
     assert oracle(image=paths[:2], question=questions[0], top_k=1) == [[{"answer": one}], [{"answer": two}]]
     assert len(oracle(image=first, question=questions)) == 2
+    assert oracle(image=[np.asarray(Image.open(first))], question=questions[0]) == [[{"answer": one}]]
     crossed = oracle(image=[first, other], question=questions)
     again = answering.answer([first, other] * 2, [questions[0]] * 2 + [questions[1]] * 2)
     assert crossed == [[{"answer": text}] for text in again]
@@ -147,7 +148,10 @@ def test_features_are_nested_lists_with_a_batch_of_one(predictor: BlipPredictor,
 def test_images_of_the_web_and_data_uris(predictor: BlipPredictor, paths: list[str], url: str) -> None:
     captioner = openblip.pipeline("image-to-text", predictor)
     assert captioner(f"{url}/0.png", timeout=60) == captioner(paths[0])
-    assert captioner("data:image/png;base64," + base64.b64encode(png(0)).decode()) == captioner(paths[0])
+    encoded = base64.b64encode(png(0)).decode()
+    assert captioner(f"data:image/png;base64,{encoded}") == captioner(encoded) == captioner(paths[0])
+    with pytest.raises(ImageError, match="no image as base64"):
+        captioner("data:image/png;base64,abc")
     with pytest.raises(ImageError, match=r"1\.png.*404"):
         captioner(f"{url}/1.png")
 
@@ -158,6 +162,8 @@ def test_a_folder_is_loaded_as_it_is_asked_for(tmp_path: Path) -> None:
         "image-to-text", str(tmp_path / "model"), device=-1, torch_dtype=torch.bfloat16, framework="pt", use_fast=True
     ).model
     assert (model.dtype, model.device.type) == (torch.bfloat16, "cpu")
+    with pytest.raises(ConfigError, match="quantization is 8bit: only the language model of a BLIP-2"):
+        openblip.pipeline("image-to-text", str(tmp_path / "model"), model_kwargs={"load_in_8bit": True})
 
 
 def test_what_cannot_be_is_said(predictor: BlipPredictor, answering: BlipPredictor, paths: list[str]) -> None:

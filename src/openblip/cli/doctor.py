@@ -60,10 +60,12 @@ def command(*, as_json: bool = False) -> int:
     print("packages     " + ", ".join(f"{name} {number or 'MISSING'}" for name, number in packages.items()))
     if not broken:
         instructions = ", ".join(found["instructions"]) or "none of AVX2, AVX-512 and AMX"
-        print(f"processor    {found['cores']} cores, {found['memory_gb'] or 0:.0f} GB; {instructions}")
+        memory = f", {found['memory_gb']:.0f} GB" if found["memory_gb"] else ""  # which Windows does not tell
+        print(f"processor    {found['cores']} cores{memory}; {instructions}")
         print(f"GPU          {', '.join(found['gpus']) or 'none that torch can use'}")
         print(f"models run   on {found['device']}; --dtype auto takes {found['dtype_auto']}")
         print(f"hub cache    {found['hub']['cache']}{', offline mode is on' if found['hub']['offline'] else ''}")
+        print(f"Java         {found['java'] or 'none: METEOR and SPICE of captions need it'}")
     for name, extra in found["extras"].items():
         state = "installed" if not extra["missing"] else f'pip install "openblip[{name}]"'
         print(f"extra        {name:<10} {state:<34} {extra['gives']}")

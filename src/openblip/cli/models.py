@@ -42,6 +42,9 @@ ON_THE_HUB = (
     KnownModel("Salesforce/blip2-flan-t5-xl", CHAT, 3942, MIT, "questions and instructions"),
     KnownModel("Salesforce/blip2-flan-t5-xl-coco", CAPTION, 3942, MIT, "captions in COCO's style"),
     KnownModel("Salesforce/blip2-flan-t5-xxl", CHAT, 12229, MIT, "the same with a larger language model"),
+    KnownModel("Salesforce/instructblip-flan-t5-xl", CHAT, 4022, MIT, "InstructBLIP: follows longer instructions"),
+    KnownModel("Salesforce/instructblip-flan-t5-xxl", CHAT, 12310, MIT, "the same with a larger language model"),
+    KnownModel("Salesforce/instructblip-vicuna-7b", CHAT, 7910, "Vicuna's, non-commercial", "the same, longer answers"),
 )
 FILES = (
     KnownModel("model_base_14M.pth", "start of trainings", 252, BSD, "pre-trained on 14M images"),

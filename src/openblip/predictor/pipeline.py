@@ -25,6 +25,7 @@ from openblip.predictor.blip import BlipPredictor
 MAX_NEW_TOKENS = 20
 """What BLIP's configurations say, and transformers 4 follows for them."""
 SAMPLED_TOP_K = 50  # transformers samples from so many tokens when nothing is said
+_SHORTEST_BASE64 = 64  # of an image; shorter texts are paths
 _PAGE = "migration.md#pipelines-of-transformers-4"  # of the documentation
 LOADING = {
     "config": "the checkpoint has its own",
@@ -33,6 +34,7 @@ LOADING = {
     "processor": "the checkpoint says how images and texts are prepared",
     "revision": "download that revision and give its folder as model",
     "token": "log in with `hf auth login` or set HF_TOKEN",
+    "use_auth_token": "log in with `hf auth login` or set HF_TOKEN",
     "pipeline_class": "the task decides",
 }
 """Arguments of transformers that cannot be given, and what to do in place of them."""
@@ -43,9 +45,9 @@ WITHOUT_EFFECT = ("framework", "use_fast", "trust_remote_code", "device_map", "n
 class Pipeline:
     """A model with the call of one task. `model` is the predictor, with all its other calls.
 
-    An image is a path, an http(s) URL or data URI, a `PIL.Image`, encoded bytes or an array. A call with one input
-    returns its result; with a list, a list of results; with a generator or a data set, a generator, which reads its
-    input batch by batch.
+    An image is a path, an http(s) URL, a data URI or base64, a `PIL.Image`, encoded bytes or an array. A call with one
+    input returns its result; with a list, a list of results; with a generator or a data set, a generator, which reads
+    its input batch by batch.
     """
 
     task: str
@@ -136,10 +138,11 @@ class VisualQuestionAnswering(Pipeline):
         """
         if question is None:
             return self._call(image, options)
-        images = list(image) if isinstance(image, list | tuple) or _is_data_set(image) else [image]
+        are_several = isinstance(image, list | tuple) or _is_data_set(image)
+        images = list(image) if are_several else [image]
         asked = [question] if isinstance(question, str) else question
         pairs = [{"image": each, "question": text} for text in asked for each in images]
-        is_single = isinstance(question, str) and images == [image]
+        is_single = isinstance(question, str) and not are_several
         return self._call(pairs[0] if is_single else pairs, options)
 
     def run(
@@ -253,7 +256,8 @@ def pipeline(
         model: what `openblip.load` reads, or what it returned.
         tokenizer: folder or hub name of the vocabulary, for a checkpoint that has none.
         device: a number is that CUDA GPU, -1 the CPU; a name or torch.device; the best there is by default.
-        dtype, torch_dtype: as in `openblip.load`; one name for both is enough. model_kwargs may hold them as well.
+        dtype, torch_dtype: as in `openblip.load`; one name for both is enough. model_kwargs may hold them as well, and
+            load_in_8bit or load_in_4bit, which are the `quantization` of a BLIP-2.
         batch_size: inputs that are worked on together, and that a generator is read ahead by.
         options: defaults of the call's arguments. Arguments of transformers that change no result are accepted.
 
@@ -271,19 +275,24 @@ def pipeline(
     dtypes = [
         given for given in (dtype, torch_dtype, extra.pop("dtype", None), extra.pop("torch_dtype", None)) if given
     ]
+    bits = [name for name in ("8bit", "4bit") if extra.pop(f"load_in_{name}", False)]
     if extra:
         raise ConfigError(
-            f"pipeline: no argument {', '.join(sorted(extra))} in model_kwargs; dtype is the one there is"
+            f"pipeline: no argument {', '.join(sorted(extra))} in model_kwargs; there are dtype, load_in_8bit and "
+            "load_in_4bit"
         )
     if isinstance(model, BasePredictor):
-        if dtypes or device is not None or tokenizer is not None:
+        if dtypes or bits or device is not None or tokenizer is not None:
             raise ConfigError(
-                "pipeline: the model is loaded already; give device, dtype and tokenizer to openblip.load"
+                "pipeline: the model is loaded already; give device, dtype, quantization and tokenizer to openblip.load"
             )
     else:
         place: str | torch.device | None
         place = ("cpu" if device < 0 else f"cuda:{device}") if isinstance(device, int) else device
-        model = load(model, device=place, dtype=dtypes[0] if dtypes else None, tokenizer=tokenizer)
+        quantization = bits[0] if bits else None
+        model = load(
+            model, device=place, dtype=dtypes[0] if dtypes else None, tokenizer=tokenizer, quantization=quantization
+        )
     if task is None:
         task = next(kind.task for kind in _KINDS if kind.needed <= model.tasks)
     return PIPELINES[task](model, batch_size, options)
@@ -348,10 +357,8 @@ def _opened(item: Any, timeout: float | None) -> Any:
         return {**item, "image": _opened(item["image"], timeout)} if "image" in item else item
     if not isinstance(item, str):
         return item
-    if item.startswith("data:image/"):
-        return b64decode(item.partition(",")[2])
     if not item.startswith(("http://", "https://")):
-        return item
+        return _of_base64(item)
     request = urllib.request.Request(item, headers={"User-Agent": "openblip"})
     try:
         with urllib.request.urlopen(request, timeout=timeout) as response:
@@ -359,3 +366,16 @@ def _opened(item: Any, timeout: float | None) -> Any:
     except (OSError, ValueError, urllib.error.URLError) as error:
         raise ImageError(f"{item}: cannot be read: {error}") from error
     return image
+
+
+def _of_base64(item: str) -> str | bytes:
+    """The file that a data URI or plain base64 holds; a path as it is. Raises ImageError for a data URI without one."""
+    is_uri = item.startswith("data:image/")
+    if not is_uri and (os.path.isfile(item) or len(item) < _SHORTEST_BASE64):
+        return item
+    try:
+        return b64decode(item.partition(",")[2] if is_uri else item, validate=not is_uri)
+    except ValueError as error:
+        if is_uri:
+            raise ImageError(f"{item[:40]}...: no image as base64: {error}") from error
+        return item
