@@ -10,11 +10,12 @@ import urllib.request
 from base64 import b64decode
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from PIL import Image
 
+from openblip.checkpoints.backbones import Quantization
 from openblip.data.images import ImageInput
 from openblip.errors import ConfigError, ImageError, UnsupportedTaskError
 from openblip.generation.decoding import Beam, Decoding, Greedy, Nucleus
@@ -275,7 +276,7 @@ def pipeline(
     dtypes = [
         given for given in (dtype, torch_dtype, extra.pop("dtype", None), extra.pop("torch_dtype", None)) if given
     ]
-    bits = [name for name in ("8bit", "4bit") if extra.pop(f"load_in_{name}", False)]
+    bits: list[Quantization] = [name for name in get_args(Quantization) if extra.pop(f"load_in_{name}", False)]
     if extra:
         raise ConfigError(
             f"pipeline: no argument {', '.join(sorted(extra))} in model_kwargs; there are dtype, load_in_8bit and "
