@@ -144,6 +144,10 @@ class Variant:
     """Models on the way, which the plot shows as a curve."""
 
 
+# For tables with models that rank by the log-probability of every text for every image.
+FEWER_PAIRS: Mapping[str, Mapping[str, Any]] = {"retrieval": {"limit": 200}}
+
+
 @dataclass(frozen=True, kw_only=True)
 class AblationTable:
     """A comparison: its variants, what is measured of them, and what the paper says."""

@@ -17,6 +17,10 @@ _SETS: tuple[tuple[Objective, ...], ...] = (
 
 
 def variants(plan: Plan) -> dict[str, Variant]:
+    return {label: replace(each, options=FEWER_PAIRS) for label, each in _trained(plan).items()}
+
+
+def _trained(plan: Plan) -> dict[str, Variant]:
     return {
         " + ".join(map(str.upper, objectives)): plan.pretrain(
             fine_tunes=False, task=with_objectives(plan.preset.objectives, objectives)

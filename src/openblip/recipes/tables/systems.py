@@ -6,6 +6,7 @@ from dataclasses import replace
 from openblip.recipes import systems
 from openblip.recipes.ablation import (
     CIDER,
+    FEWER_PAIRS,
     IMAGE_RECALL,
     PARAMETERS,
     TEXT_RECALL,
@@ -22,6 +23,10 @@ from openblip.tasks.config import PrefixConfig
 
 
 def variants(plan: Plan) -> dict[str, Variant]:
+    return {label: replace(each, options=FEWER_PAIRS) for label, each in _trained(plan).items()}
+
+
+def _trained(plan: Plan) -> dict[str, Variant]:
     objectives, human = plan.preset.objectives, plan.data.need("human")
     albef = replace(objectives, objectives=("itc", "itm", "mlm"))
     return {
