@@ -2,7 +2,16 @@
 
 from dataclasses import replace
 
-from openblip.recipes.ablation import CIDER, FALSE_CAPTIONS, IMAGE_RECALL, TEXT_RECALL, AblationTable, Plan, Variant
+from openblip.recipes.ablation import (
+    CIDER,
+    FALSE_CAPTIONS,
+    FEWER_PAIRS,
+    IMAGE_RECALL,
+    TEXT_RECALL,
+    AblationTable,
+    Plan,
+    Variant,
+)
 from openblip.tasks.config import Objective, PretrainingConfig
 
 _SETS: tuple[tuple[Objective, ...], ...] = (
