@@ -128,7 +128,7 @@ def test_openvino(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "int8"])
 def test_another_precision_is_refused_before_any_work(dtype: str, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="in float32 on the CPU; this one has"):
+    with pytest.raises(ConfigError, match="in float32 on the CPU; this has"):
         onnx.export_checkpoint(
             openblip.load("openblip-mini-captioner", device="cpu", dtype=dtype).checkpoint, tmp_path / "out", "onnx"
         )

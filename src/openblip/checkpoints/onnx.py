@@ -118,7 +118,7 @@ def _require_float32(model: Blip | Blip2) -> None:
     weights = [weight for part in parts for weight in part.parameters()]
     kinds = {f"{weight.dtype} on {weight.device}" for weight in weights if weight.is_floating_point()}
     kinds |= {type(layer).__name__ for part in parts for layer in part.modules() if isinstance(layer, FrozenLinear)}
-    if others := kinds - {"torch.float32 on cpu"}:
+    if others := sorted(kinds - {"torch.float32 on cpu"}):
         raise ConfigError(
             f"Models are exported as load_checkpoint reads them, in float32 on the CPU; this has {', '.join(others)}.",
             page="export.md",
