@@ -35,7 +35,7 @@ EXTRAS = {
 """The extras of the package: the modules that each brings, and what needs them."""
 PACKAGES = (
     "torch", "transformers", "tokenizers", "safetensors", "huggingface_hub", "numpy", "pillow", "pyarrow", "fsspec",
-    "universal-pathlib", "rich", "jinja2", "duckdb", "tyro",
+    "filelock", "universal-pathlib", "rich", "jinja2", "duckdb", "tyro",
 )  # fmt: skip
 """What OpenBLIP cannot do without: `dependencies` of pyproject.toml."""
 GIGABYTE = 1024**3

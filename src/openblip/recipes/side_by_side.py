@@ -5,7 +5,6 @@ children with it: each watches its parent, saves its state and ends. A child hol
 two drivers of the same tables wait for each other's jobs instead of doing them twice.
 """
 
-import fcntl
 import multiprocessing
 import os
 import signal
@@ -18,6 +17,8 @@ from contextlib import contextmanager
 from multiprocessing import connection
 from multiprocessing.process import BaseProcess
 from typing import NamedTuple
+
+from filelock import FileLock
 
 from openblip.files import write_json
 from openblip.progress import Progress
@@ -99,8 +100,7 @@ def _work(job: AblationJob, environment: Mapping[str, str]) -> None:
         for stream in (1, 2):
             os.dup2(log.fileno(), stream)
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    with (job.folder / ".lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with FileLock(job.folder / ".lock"):
         if job.is_done:
             return
         started = time.process_time()

@@ -13,7 +13,6 @@ call goes on.
 D embedding width, Q vectors of an image (1 for BLIP), M vectors of a query, R rows.
 """
 
-import fcntl
 import io
 import math
 import re
@@ -31,6 +30,7 @@ from typing import Any, Literal, NamedTuple, cast
 import numpy as np
 import pyarrow as pa
 import torch
+from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -161,13 +161,11 @@ def _written_by_one(root: Path) -> Iterator[None]:
         yield  # object stores have no locks
         return
     root.mkdir(parents=True, exist_ok=True)
-    with (root / LOCK).open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise ConfigError(
-                f"{root} is being written by another `openblip index`; wait until it has ended"
-            ) from error
+    try:
+        lock = FileLock(root / LOCK).acquire(blocking=False)
+    except Timeout as error:
+        raise ConfigError(f"{root} is being written by another `openblip index`; wait until it has ended") from error
+    with lock:
         remove_partials(root)
         yield
 

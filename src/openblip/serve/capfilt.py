@@ -6,7 +6,6 @@ so that a run of any size is browsed at the cost of what is shown. Labels go to 
 servers may append to it.
 """
 
-import fcntl
 import json
 import os
 from collections import defaultdict
@@ -19,6 +18,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Query
+from filelock import FileLock
 from pydantic import BaseModel, Field
 
 from openblip.capfilt.folder import SCORED, SOURCES, CapFiltFolder, RunScores
@@ -257,8 +257,8 @@ class CapFiltBrowser:
             lines.append(json.dumps(row, ensure_ascii=False) + "\n")
         path = self._file(given)
         path.parent.mkdir(exist_ok=True)
-        with path.open("ab", buffering=0) as file, name_full_disk(path):
-            fcntl.flock(file, fcntl.LOCK_EX)  # until it is closed: other servers append, too
+        lock = FileLock(f"{path}.lock")  # other servers append, too
+        with lock, path.open("ab", buffering=0) as file, name_full_disk(path):
             file.truncate(max((line.end for line in read_jsonl(path)), default=0))  # a line that a killed server began
             file.write("".join(lines).encode("utf-8", "backslashreplace"))
             os.fsync(file.fileno())

@@ -4,7 +4,6 @@ Functions raise `OSError` for what cannot be read, whatever a client library rai
 """
 
 import errno
-import fcntl
 import glob
 import io
 import os
@@ -18,6 +17,8 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar, cast
+
+from filelock import FileLock
 
 from openblip.data.sample import is_transient, parse_json_object, safe_name
 from openblip.errors import MissingExtraError, SourceError
@@ -191,18 +192,18 @@ def open_copied(path: str) -> BinaryIO:
     if not is_remote(path):
         return open_binary(path)
     info: dict[str, Any] = _remote(path, lambda filesystem, inner: filesystem.info(inner))
-    folder = Path(tempfile.gettempdir()) / f"openblip-shards-{os.getuid()}"
+    user = getattr(os, "getuid", lambda: 0)()  # Windows has no numbers of users, and a folder for each
+    folder = Path(tempfile.gettempdir()) / f"openblip-shards-{user}"
     folder.mkdir(mode=0o700, exist_ok=True)
     copies = {file: file.stat() for file in folder.glob("*.shard")}
     used = sum(state.st_size for state in copies.values())
     bound = min(_COPIES_BYTES, (shutil.disk_usage(folder).free + used) // 2)
     size = info.get("size")
-    if size is None or size > bound or folder.stat().st_uid != os.getuid():
+    if size is None or size > bound or folder.stat().st_uid != user:
         return open_binary(path)
     name = hash_bytes(f"{path} {sorted((key, str(value)) for key, value in info.items())}").hex()
     copy = folder / f"{name}.shard"
-    with open(folder / f"{name[:2]}.lock", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with FileLock(folder / f"{name[:2]}.lock"):
         if not copy.exists():
             for file in sorted(copies, key=lambda file: copies[file].st_mtime):
                 if used + size > bound:
