@@ -6,11 +6,22 @@ import sys
 import time
 from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
-from openblip.cluster import BATCHES_IN_STORE, Died, EngineOptions, Job, LoadedJob, WorkerPool, connected, worker_size
+from openblip.cluster import (
+    BATCHES_IN_STORE,
+    Died,
+    EngineOptions,
+    Job,
+    LoadedJob,
+    WorkerPool,
+    connected,
+    start_ray,
+    worker_size,
+)
 from openblip.errors import ConfigError
 
 GPU_NODE = {"CPU": 16.0, "GPU": 8.0, "memory": 1e11}
@@ -161,3 +172,19 @@ def test_what_is_raised_by_decoder_and_check_arrives(ray_options: EngineOptions,
         run(Counting(tmp_path), ["unreadable"])
     with pytest.raises(ConfigError, match=r"no worker of the cluster can do this: .*its model is another one"):
         run(Counting(tmp_path, refuses=True), ["a", "b"])
+
+
+def test_a_cluster_that_is_slow_to_start_is_started_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    ray = pytest.importorskip("ray")
+    messages = ["The current node timed out during startup. This could happen", "no memory"]
+    tried = []
+
+    def start(**settings: Any) -> None:
+        tried.append(settings["address"])
+        raise Exception(messages[len(tried) - 1])
+
+    monkeypatch.setattr(ray, "init", start)
+    monkeypatch.setattr(ray, "shutdown", lambda: None)
+    with pytest.raises(ConfigError, match="could not be started on this machine: no memory"):
+        start_ray()
+    assert tried == ["local", "local"]

@@ -9,6 +9,7 @@ died to another one.
 """
 
 import contextlib
+import logging
 import math
 import os
 import socket
@@ -122,6 +123,34 @@ def require_ray() -> None:
         raise MissingExtraError('--engine ray needs the package ray: pip install "openblip[ray]"') from error
 
 
+def start_ray(object_store_memory: float | None = None) -> None:
+    """Start Ray on this machine. It gives its own processes 30 s, too few where much else runs, so a second and a third
+    try follow.
+
+    object_store_memory: in GB; None lets Ray choose. Raises `ConfigError` when it does not start.
+    """
+    import ray
+
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # what is started here sends no statistics
+    memory: dict[str, Any] = (
+        {} if object_store_memory is None else {"object_store_memory": int(object_store_memory * 1e9)}
+    )
+    for tries_left in (2, 1, 0):
+        try:
+            ray.init(
+                address="local", include_dashboard=False, logging_level=logging.ERROR, log_to_driver=False, **memory
+            )
+            return
+        except Exception as error:  # a start that timed out has no class of its own
+            ray.shutdown()
+            if not tries_left or "timed out during startup" not in str(error):
+                raise ConfigError(f"Ray could not be started on this machine: {_reason(error)}") from error
+
+
+def _reason(error: Exception) -> str:
+    return " ".join(str(error).split())[:300].rstrip(".")
+
+
 @contextlib.contextmanager
 def connected(options: EngineOptions) -> Iterator[None]:
     """Be connected to the cluster of the options, or start one on this machine and end it afterwards.
@@ -129,33 +158,25 @@ def connected(options: EngineOptions) -> Iterator[None]:
     A connection that the process has already is used and kept. Raises `ConfigError` for a cluster that does not answer.
     """
     require_ray()
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # a cluster that is started here sends no statistics
     import ray
 
     if ray.is_initialized():
         yield
         return
-    settings: dict[str, Any] = {"logging_level": "ERROR", "log_to_driver": False}
     if options.address is None:
-        settings |= {"include_dashboard": False, "address": "local"}
-        if options.object_store_memory is not None:
-            settings["object_store_memory"] = int(options.object_store_memory * 1e9)
+        start_ray(options.object_store_memory)
     else:
-        settings["address"] = options.address
-    try:
-        host, separator, port = (options.address or "").rpartition("://")[2].rpartition(":")
-        if separator and port.isdigit():  # Ray itself would try for minutes
-            socket.create_connection((host.strip("[]"), int(port)), SECONDS_TO_ANSWER).close()
-        ray.init(**settings)
-    except (OSError, RuntimeError, ValueError) as error:  # of which there are many, and all mean the same
-        reason = " ".join(str(error).split())[:300].rstrip(".")
-        if options.address is None:
-            raise ConfigError(f"Ray could not be started on this machine: {reason}") from error
-        raise ConfigError(
-            f"there is no Ray cluster at --address {options.address}: {reason}; "
-            "start one with `ray start --head`, or leave --address out to use this machine",
-            page="capfilt.md#on-a-ray-cluster",
-        ) from error
+        try:
+            host, separator, port = options.address.rpartition("://")[2].rpartition(":")
+            if separator and port.isdigit():  # Ray itself would try for minutes
+                socket.create_connection((host.strip("[]"), int(port)), SECONDS_TO_ANSWER).close()
+            ray.init(address=options.address, logging_level=logging.ERROR, log_to_driver=False)
+        except (OSError, RuntimeError, ValueError) as error:  # of which there are many, and all mean the same
+            raise ConfigError(
+                f"there is no Ray cluster at --address {options.address}: {_reason(error)}; "
+                "start one with `ray start --head`, or leave --address out to use this machine",
+                page="capfilt.md#on-a-ray-cluster",
+            ) from error
     try:
         yield
     finally:

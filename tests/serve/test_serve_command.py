@@ -21,8 +21,6 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from openblip.cli.serve import start_ray
-
 ray = pytest.importorskip("ray")
 pytest.importorskip("ray.serve", reason='needs pip install "openblip[serve]"')
 sys.path.insert(0, str(Path(__file__).parents[2]))
@@ -102,21 +100,6 @@ def test_no_request_is_a_server_error(server: Server) -> None:
     assert tally.violations == []
     assert tally.statuses.keys() >= {200, 400, 404, 405, 413, 422}
     assert tally.num_requests > 100
-
-
-def test_a_cluster_that_is_slow_to_start_is_started_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    messages = ["The current node timed out during startup. This could happen", "no memory"]
-    tried = []
-
-    def start(**settings: Any) -> None:
-        tried.append(settings["address"])
-        raise Exception(messages[len(tried) - 1])
-
-    monkeypatch.setattr(ray, "init", start)
-    monkeypatch.setattr(ray, "shutdown", lambda: None)
-    with pytest.raises(Exception, match="no memory"):
-        start_ray()
-    assert tried == ["local", "local"]
 
 
 def test_the_guide_is_true(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

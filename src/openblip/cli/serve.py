@@ -22,6 +22,8 @@ from openblip.serve.config import ReplicaOptions, ServerLimits
 if TYPE_CHECKING:
     from openblip.serve.cluster import ServedModels
 
+OBJECT_STORE_GB = 0.5  # requests and answers pass through it, and are small
+
 
 def command(
     *,
@@ -78,10 +80,14 @@ def serve_models(served: "ServedModels", *, host: str, port: int, opens_page: bo
     import uvicorn
     from ray import serve
 
+    from openblip.cluster import start_ray
     from openblip.serve.cluster import deploy_on_this_machine
 
     opened = served.open()
-    start_ray()
+    # Ray's processes become other programs at once, so that LanceDB's warning of what a fork shares is not about them.
+    warnings.filterwarnings("ignore", message="lancedb fork support")
+    logging.getLogger("ray.serve").setLevel(logging.WARNING)  # it would tell of its own steps
+    start_ray(OBJECT_STORE_GB)
     try:
         serve.start(proxy_location="Disabled")
         print(f"loading {', '.join(served.models)}", file=sys.stderr, flush=True)
@@ -128,26 +134,6 @@ def require_server_packages() -> None:
         import uvicorn  # noqa: F401
     except ImportError as error:
         raise MissingExtraError('openblip serve needs more packages: pip install "openblip[serve]"') from error
-
-
-def start_ray() -> None:
-    """A cluster on this machine. Ray gives it 30 s, too few where much else runs, so a second and third try follow."""
-    import ray
-
-    # Ray's processes become other programs at once, so that LanceDB's warning of what a fork shares is not about them.
-    warnings.filterwarnings("ignore", message="lancedb fork support")
-    logging.getLogger("ray.serve").setLevel(logging.WARNING)  # it would tell of its own steps
-    for tries_left in (2, 1, 0):
-        try:
-            ray.init(
-                address="local", include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR,
-                object_store_memory=512 * 1024**2,
-            )  # fmt: skip
-            return
-        except Exception as error:  # Ray's own has no class
-            ray.shutdown()
-            if not tries_left or "timed out during startup" not in str(error):
-                raise
 
 
 async def _run(http: Any, server: Any, limits: ServerLimits, opens_page: bool) -> None:
