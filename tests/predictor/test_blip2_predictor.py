@@ -126,8 +126,10 @@ def test_queries_may_be_projected_by_two_layers(tmp_path: Path) -> None:
     predictor.save(tmp_path / "native")
     loaded = openblip.load(tmp_path / "native", device="cpu")
     assert loaded.answer(IMAGES, "why?") == predictor.answer(IMAGES, "why?")
-    with pytest.raises(CheckpointError, match="a linear projection"):
+    with pytest.raises(CheckpointError, match="or a projection of two layers"):
         predictor.save(tmp_path / "theirs", format="huggingface")
+    with pytest.raises(CheckpointError, match="or a projection of two layers"):
+        predictor.save(tmp_path / "theirs.pth", format="original")
     values = {name: value for name, value in predictor.model.config.to_dict().items() if name != "projection"}
     assert type(predictor.model.config).from_dict(values).projection == "linear"  # of an earlier version
 

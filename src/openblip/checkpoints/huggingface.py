@@ -600,11 +600,6 @@ def save_huggingface_blip2(folder: Path, checkpoint: Blip2Checkpoint) -> None:
             f"No model of transformers has the heads {', '.join(config.heads)}: it has retrieval models (itc and itm) "
             f"and models with a language model (llm).{itg} Fine-tune one of these, or save as openblip."
         )
-    if config.projection != "linear":
-        raise CheckpointError(
-            f"transformers' BLIP-2 has a linear projection to the language model, and this model's is an "
-            f"{config.projection}: save as openblip."
-        )
     if not isinstance(vision, VisionConfig) or vision.input_norm or vision.output_norm:
         is_vit = isinstance(vision, VisionConfig)
         problem = "has CLIP's first norm or a last norm" if is_vit else "is not OpenBLIP's ViT"

@@ -173,8 +173,9 @@ def save_checkpoint(checkpoint: Checkpoint, path: PathOrName, format: Format = "
         save_blip = huggingface.save_huggingface_blip if format == "huggingface" else original.save_original_blip
         save_blip(Path(path), checkpoint)
     else:
-        if checkpoint.model.connector is not None or checkpoint.model.config.gated is not None:
-            what = "a connector in place of the Q-Former, or gated layers"
+        config = checkpoint.model.config
+        if config.connector is not None or config.gated is not None or config.projection != "linear":
+            what = "a connector in place of the Q-Former, gated layers, or a projection of two layers"
             raise CheckpointError(f"No other format has {what}: save as openblip.")
         save_blip2 = huggingface.save_huggingface_blip2 if format == "huggingface" else original.save_original_blip2
         save_blip2(Path(path), checkpoint)
