@@ -50,7 +50,7 @@ TABLE = AblationTable(
     differs="The losses that are added up; steps and pairs are equal, so fewer losses are less work.",
     variants=variants,
     measures=(CIDER, FALSE_CAPTIONS, TEXT_RECALL, IMAGE_RECALL),
-    paper_source="section 3.2 has no such table; the issue asks for it",
+    paper_source="section 3.2, which names the objectives and has no such table",
     remarks=(
         "Models are measured as they are pre-trained, since not all have the heads of a fine-tuning. Texts are ranked "
         "by ITC and re-ranked by ITM where the model has both, by the one that it has otherwise, and by their "
