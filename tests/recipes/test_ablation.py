@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,8 @@ from small_runs import write_scenes
 
 from openblip.cli.main import main
 from openblip.data.decision import Decision
+from openblip.errors import ConfigError
+from openblip.files import write_json
 from openblip.generation.decoding import Beam
 from openblip.metrics import captioning
 from openblip.recipes.ablation import (
@@ -27,6 +29,7 @@ from openblip.recipes.ablation import (
     TrainingJob,
     Variant,
     in_order,
+    raise_on_changes,
     stated_settings,
 )
 from openblip.recipes.comparison import compare_rows, draw_plot, plan_tables, to_markdown, write_table
@@ -75,6 +78,24 @@ def test_a_setting_that_is_added_later_leaves_hashes_as_they_are() -> None:
     After.__name__ = "Before"
     assert stated_settings(Before(steps=4)) == stated_settings(After(steps=4)) == {"": "Before", "steps": 4}
     assert stated_settings(After(more=2)) == {"": "Before", "more": 2}
+
+
+def test_trainings_with_other_defaults_are_not_taken_for_those_of_today(tmp_path: Path) -> None:
+    (plan, *_) = plans(tmp_path / "out", seeds=1)
+    folder = Path(plan.pretrain().model).parent
+    job = plan.jobs[folder.name]
+    assert isinstance(job, TrainingJob)
+    saved = json.loads(json.dumps(asdict(job.run)))
+    write_json(folder / "model" / "config.json", {})
+    write_json(folder / "config.json", saved)
+    assert job.changes() == []
+    (there,) = plans(tmp_path / "moved", seeds=1)
+    (tmp_path / "out").rename(tmp_path / "moved")
+    there.pretrain()
+    raise_on_changes(there.jobs.values())  # the folder may move
+    write_json(tmp_path / "moved/runs" / folder.name / "config.json", saved | {"embed_dim": 3, "drop_path": 0.5})
+    with pytest.raises(ConfigError, match=r"other defaults.*\n.*drop_path was 0.5, is now null$"):
+        raise_on_changes(there.jobs.values())
 
 
 def test_a_job_comes_after_what_its_settings_name(tmp_path: Path) -> None:

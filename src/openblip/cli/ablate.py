@@ -15,7 +15,7 @@ import tyro
 
 from openblip.cli.options import check_output, parse
 from openblip.errors import ConfigError
-from openblip.recipes.ablation import AblationData, AblationJob, AblationTable, Plan, in_order
+from openblip.recipes.ablation import AblationData, AblationJob, AblationTable, Plan, in_order, raise_on_changes
 from openblip.recipes.comparison import PlannedTable, plan_tables, write_table
 from openblip.recipes.presets import PRESETS, Preset
 from openblip.recipes.tables import TABLES
@@ -66,6 +66,7 @@ def command(argv: Sequence[str]) -> int:
     jobs: dict[str, AblationJob] = {}
     plans = [Plan(root=root, preset=preset, data=data, seed=seed, jobs=jobs) for seed in range(options.seeds)]
     planned = plan_tables(_tables(options.name), plans)
+    raise_on_changes(jobs.values())
     if options.dry_run:
         _print_plan(jobs, planned, preset, options.seeds)
         return 0

@@ -26,7 +26,7 @@ from openblip.errors import ConfigError, OpenBlipError
 from openblip.files import hash_bytes, read_json, write_json
 from openblip.generation.decoding import Decoding, Nucleus
 from openblip.recipes.measure import Request, measure_requests, operations_per_step
-from openblip.recipes.run import Blip2Run, BlipRun, Run
+from openblip.recipes.run import Blip2Run, BlipRun, Run, with_settings
 
 if TYPE_CHECKING:
     from openblip.recipes.presets import LanguageKind, Preset
@@ -205,6 +205,12 @@ class AblationJob(ABC):
         """Whether it takes no more than a moment, so that no process is needed."""
         return False
 
+    def changes(self) -> list[str]:
+        """The settings of what lies in the folder that are others now. A folder is named by what is not a default, so
+        there are some where a default has changed since.
+        """
+        return []
+
     def mentions(self) -> set[str]:
         """Every folder that the settings name, and those above it."""
         return {str(place) for text in strings_of(self.settings) for place in (Path(text), *Path(text).parents)}
@@ -236,6 +242,16 @@ class TrainingJob(AblationJob):
 
     def work(self) -> bool:
         return self.run.train(resume=True)
+
+    def changes(self) -> list[str]:
+        from openblip.training.run_folder import RunFolder, differences
+
+        if (saved := RunFolder(self.folder).read_config()) is None:
+            return []
+        before = asdict(with_settings(self.run, saved))
+        root_then, root_now = (str(Path(out).parents[1]) for out in (before["out"], self.folder))
+        moved = json.loads(json.dumps(before).replace(root_then, root_now))
+        return [str(change) for change in differences(moved, asdict(self.run))]
 
     def estimate(self, preset: "Preset") -> float:
         return preset.overhead + self.run.training.steps * preset.seconds_per_step.get(self.run.recipe, 0.0)
@@ -499,6 +515,15 @@ def stated_settings(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [stated_settings(each) for each in value]
     return value
+
+
+def raise_on_changes(jobs: Iterable[AblationJob]) -> None:
+    """Raise ConfigError where a result is there already that other settings have made."""
+    if changed := [f"{job.folder}: {', '.join(changes)}" for job in jobs if (changes := job.changes())]:
+        raise ConfigError(
+            "Earlier trainings in --out had other defaults. Remove their folders, or choose another --out.\n"
+            + "\n".join(changed)
+        )
 
 
 def strings_of(value: Any) -> Iterator[str]:
