@@ -97,6 +97,8 @@ def to_markdown(table: AblationTable, results: Mapping[str, SeedValues], facts: 
     if table.paper_source:
         lines += ["", f"Paper: {table.paper_source}."]
     lines += ["", "Mean ± standard deviation of the seeds.", ""]
+    if incomplete := _incomplete_cells(results, facts.get("seeds", 1)):
+        lines += [f"Not all seeds have a value: {'; '.join(incomplete)}.", ""]
     first = labels[0] if labels else ""
     for measure, differences in judge_measures(table, results):
         lines += [f"**{measure.name}.** {_verdict(measure, results[measure.name], differences)}", ""]
@@ -105,6 +107,16 @@ def to_markdown(table: AblationTable, results: Mapping[str, SeedValues], facts: 
                 lines.append(f"- {_sentence(difference, measure)}")
         lines.append("")
     return "\n".join(lines).rstrip() + "\n"
+
+
+def _incomplete_cells(results: Mapping[str, SeedValues], num_seeds: int) -> list[str]:
+    """The cells that have values of some seeds only, since others failed or are not done."""
+    return [
+        f"{label}, {measure} has {len(values)} of {num_seeds}"
+        for measure, rows in results.items()
+        for label, values in rows.items()
+        if len(values) < num_seeds
+    ]
 
 
 def _row(cells: Sequence[str], edge: str = "|", space: str = " ") -> str:
@@ -129,9 +141,11 @@ def _verdict(measure: Measure, values: SeedValues, differences: Sequence[Differe
     if not known:
         return text
     agree = [each for each in known if each.agrees]
-    text += " That is the paper's order" if len(agree) == len(known) else f" {len(agree)} of {len(known)} pairs of rows"
-    text += "" if len(agree) == len(known) else " stand as in the paper"
-    if known[0].spread == "one seed":
+    if len(agree) == len(differences):
+        text += " That is the paper's order"
+    else:
+        text += f" {len(agree)} of {len(known)} pairs of rows stand as in the paper"
+    if any(each.spread == "one seed" for each in known):
         return f"{text}; with one seed the spread is not known."
     parts = [
         f"of {len(pairs)} pairs that {verb}, {sum(each.spread == 'beyond' for each in pairs)} differ beyond the spread"
