@@ -98,6 +98,14 @@ def test_trainings_with_other_defaults_are_not_taken_for_those_of_today(tmp_path
         raise_on_changes(there.jobs.values())
 
 
+def test_stage_2_without_stage_1_takes_the_changes_that_are_asked_for(tmp_path: Path) -> None:
+    (plan, *_) = plans(tmp_path)
+    assert (shape := plan.preset.stage1.qformer) is not None
+    assert plan.stage2("opt", None).qformer == shape
+    wide = replace(shape, num_queries=32)
+    assert plan.stage2("opt", None, qformer=wide).qformer == wide
+
+
 def test_a_job_comes_after_what_its_settings_name(tmp_path: Path) -> None:
     (plan, *_) = plans(tmp_path)
     cleaned = plan.clean()

@@ -444,11 +444,11 @@ class Plan:
         """Stage 2 of BLIP-2 around a language model of one kind, from a model of stage 1 or, without one, from a new
         Q-Former.
         """
-        run = replace(self.preset.stage2[kind], init=init, **changes)
+        start: dict[str, Any] = {"init": init}
         if init is None:
             stage1 = self.preset.stage1
-            changes = {name: getattr(stage1, name) for name in ("vision", "qformer", "tokenizer", "text_init")}
-            run = replace(run, **changes)
+            start |= {name: getattr(stage1, name) for name in ("vision", "qformer", "tokenizer", "text_init")}
+        run = replace(self.preset.stage2[kind], **{**start, **changes})
         if kind not in self.preset.languages:
             return run
         assert run.language is not None  # the recipe has the settings of one
