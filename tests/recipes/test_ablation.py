@@ -100,7 +100,8 @@ def test_trainings_with_other_defaults_are_not_taken_for_those_of_today(tmp_path
 
 def test_stage_2_without_stage_1_takes_the_changes_that_are_asked_for(tmp_path: Path) -> None:
     (plan, *_) = plans(tmp_path)
-    assert (shape := plan.preset.stage1.qformer) is not None
+    shape = plan.preset.stage1.qformer
+    assert shape is not None
     assert plan.stage2("opt", None).qformer == shape
     wide = replace(shape, num_queries=32)
     assert plan.stage2("opt", None, qformer=wide).qformer == wide
@@ -298,13 +299,16 @@ def test_a_table_is_trained_measured_and_written(tmp_path: Path, monkeypatch: py
     assert (out / "small" / "plot.svg").exists()
 
 
-def test_the_guide_shows_the_smallest_table_as_it_is() -> None:
+def test_the_guide_shows_tables_and_systems_as_they_are() -> None:
     root = Path(__file__).parents[2]
-    shown = re.findall(
-        r"^\+\+\+ (\S+tables/blip_negatives.py)\n((?:\+.*\n)+)", (root / "docs/ablations.md").read_text(), re.M
-    )
-    ((name, lines),) = shown
-    assert (root / name).read_text() == "".join(f"{line[1:]}\n" for line in lines.splitlines())
+    guide = (root / "docs/ablations.md").read_text()
+    shown = re.findall(r"^\+\+\+ (\S+)\n((?:\+(?!\+\+).*\n)+)", guide, re.M)
+    files = {name: "".join(f"{line[1:]}\n" for line in lines.splitlines()) for name, lines in shown}
+    assert len(files) == 3
+    for name, lines in files.items():
+        assert lines in (root / name).read_text()
+    smallest = "src/openblip/recipes/tables/blip_negatives.py"
+    assert files[smallest] == (root / smallest).read_text()
 
 
 def test_a_file_of_ones_own_is_a_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -85,7 +85,7 @@ def _albef(blip: BlipRun) -> tasks.PretrainingConfig:
 def simvlm_base() -> BlipRun:
     """Pre-train by prefix language modelling alone, at the size of BLIP-base.
 
-    Source: SimVLM (arXiv 2108.10904), section 3.1. Its encoder has one stack for image and text; here the text's
+    Source: SimVLM (arXiv 2108.10904), section 3.2. Its encoder has one stack for image and text; here the text's
     beginning attends to the image, and the decoder to both. Cost: half of blip-base. Expected: no score of the paper.
     """
     return blip_base().derive("simvlm-base", task=tasks.PrefixConfig())
@@ -94,7 +94,7 @@ def simvlm_base() -> BlipRun:
 def simvlm_mini() -> BlipRun:
     """`simvlm-base` at the size of a laptop.
 
-    Source: SimVLM, section 3.1. Cost: ten minutes with AMX. Expected: docs/results.md.
+    Source: SimVLM, section 3.2. Cost: ten minutes with AMX. Expected: docs/results.md.
     """
     return blip_mini().derive("simvlm-mini", task=tasks.PrefixConfig())
 
@@ -103,7 +103,8 @@ def frozen_mini() -> Blip2Run:
     """Train an image encoder into a frozen language model as a few soft prompts, without stage 1.
 
     Source: Frozen (arXiv 2106.13884), section 3.1: the image encoder and a linear map of its mean token to two prompts
-    are trained by the captions that the language model writes. Cost: twenty minutes. Expected: docs/results.md.
+    are trained by the captions that the language model writes. Its encoder starts from random weights, here from
+    openblip-mini's, as those of the other systems. Cost: twenty minutes. Expected: docs/results.md.
     """
     return replace(_with_connector("frozen-mini", SoftPromptConfig(hidden_dim=128)), train_vision=True)
 

@@ -23,7 +23,7 @@ from openblip.tasks.config import PrefixConfig
 
 
 def variants(plan: Plan) -> dict[str, Variant]:
-    return {label: replace(each, options=FEWER_PAIRS) for label, each in _trained(plan).items()}
+    return {label: replace(each, options=FEWER_PAIRS, curve=()) for label, each in _trained(plan).items()}
 
 
 def _trained(plan: Plan) -> dict[str, Variant]:
@@ -68,7 +68,8 @@ TABLE = AblationTable(
     variants=variants,
     measures=(TEXT_RECALL, IMAGE_RECALL, CIDER, PARAMETERS, TRAINED_PARAMETERS, TRAINING_OPERATIONS),
     remarks=(
-        "Systems that do not match texts are ranked by the log-probability of the text. TFLOP are of the row's own "
-        "training, without those that it starts from."
+        "Steps are those of pre-training, stage 1 or stage 2 in the other tables. All rank the texts of 200 images, by "
+        "their log-probability where a system does not match. TFLOP are of the row's own training, without those that "
+        "it starts from: BLIP-2 starts from its stage 1, and what takes the place of the Q-Former from random weights."
     ),
 )
