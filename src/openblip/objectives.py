@@ -1,7 +1,7 @@
 """The losses, as functions of tensors: contrast (ITC) with its queue, matching (ITM), language modelling (LM, MLM).
 
-BLIP section 3.2; ALBEF section 3.2 for momentum and soft targets, after MoCo. Means are those of the joint batch of all
-processes.
+BLIP section 3.2; ALBEF sections 3.2 and 3.3 for momentum and soft targets, after MoCo. Means are those of the joint
+batch of all processes.
 
 B local batch, G joint batch, K keys (momentum batch of all processes, then the queue), Q capacity of the queue, E
 embedding width, R rows of texts or pairs, T tokens, A answers, V vocabulary.
@@ -241,7 +241,7 @@ def masked_lm_loss(logits: Tensor, labels: Tensor, momentum_logits: Tensor | Non
     """Cross-entropy of logits (R, T, V) against the hidden tokens, the mean over those of the joint batch.
 
     With a momentum model's logits, the targets are alpha * softmax of these + (1 - alpha) * the tokens (ALBEF section
-    3.2, equation 7).
+    3.3, equation 7).
     """
     per_token = token_losses(logits, labels, 0.0)  # (R, T)
     if momentum_logits is not None:

@@ -177,7 +177,7 @@ class Blip(ModelWithHeads):
 
     def prefix_kv(self, image_tokens: Tensor, ids: Tensor, mask: Tensor) -> CrossKV:
         """Keys and values from which `decode` writes the rest of texts: B images (B, N, Dv), each followed by the
-        states of a text's beginning, ids (B, T) from [ENC], which was read with the image (SimVLM section 3.1).
+        states of a text's beginning, ids (B, T) from [ENC], which was read with the image (SimVLM section 3.2).
         """
         self._require("prefix")
         states = self.text(ids, "encode", mask, self.image_kv(image_tokens).layers)

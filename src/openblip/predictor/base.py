@@ -361,9 +361,9 @@ class BasePredictor(ABC):
         its answer, which a language model reads before each question; a model without one raises `ConfigError`.
         """
         if examples:
-            words: dict[str, Any] = {"candidates": candidates, "decoding": decoding, "batch_size": batch_size}
-            words |= {"return_scores": return_scores, "num_candidates": num_candidates}
-            return self._with_examples(examples).answer(images, questions, **words)
+            settings: dict[str, Any] = {"candidates": candidates, "decoding": decoding, "batch_size": batch_size}
+            settings |= {"return_scores": return_scores, "num_candidates": num_candidates}
+            return self._with_examples(examples).answer(images, questions, **settings)
         listed, asked, single = self._pair("answer", images, questions, "question")
         decoding = decoding or self.answer_decoding
         choices = [] if candidates is None else values.check_candidates(candidates, len(asked))

@@ -119,13 +119,13 @@ class CurvePoint:
 
     def operations(self) -> float | None:
         """Of all trainings that lead to the model, floating-point; None before they have logged them."""
-        own = operations_per_step(Path(self.model).parents[1])
+        per_step = operations_per_step(Path(self.model).parents[1])
         before = 0.0
         if self.after is not None:
             folder = Path(self.after).parent
             steps = read_json(folder / "config.json")["training"]["steps"] if (folder / "config.json").exists() else 0
             before = steps * (operations_per_step(folder) or 0.0)
-        return None if own is None else before + self.steps * own
+        return None if per_step is None else before + self.steps * per_step
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -234,14 +234,14 @@ class PlannedTable:
 
         def read(label: str, measure: Measure, number: int | None = None) -> list[float]:
             """Those of all seeds that are there; number: of a point of the curve."""
-            found = []
+            of_seeds = []
             for plan, variants in zip(plans, self.variants, strict=True):
                 variant = variants[label]
                 model = None if number is None else variant.curve[number].model
                 request = plan.request(variant, measure, model)
                 if request is not None and request.file.exists():
-                    found.append(measure.read(read_json(request.file)))
-            return [value for value in found if value is not None]
+                    of_seeds.append(measure.read(read_json(request.file)))
+            return [value for value in of_seeds if value is not None]
 
         for label, variant in self.variants[0].items():
             for measure in self.table.measures:

@@ -36,7 +36,7 @@ class PretrainingConfig:
     """ITC + ITM + LM, unweighted (BLIP section 3.2), or some of them."""
 
     objectives: tuple[Objective, ...] = ("itc", "itm", "lm")
-    """The losses that are added up, which are also the model's heads. mlm: masked words (ALBEF section 3.1)."""
+    """The losses that are added up, which are also the model's heads. mlm: masked words (ALBEF section 3.2)."""
     contrastive: ContrastiveConfig | InBatchConfig = field(default_factory=ContrastiveConfig)
     """What ITC compares a pair with, and whether a momentum model gives soft targets."""
     negatives: Negatives = "hard"

@@ -1,4 +1,4 @@
-"""Prefix language modelling (SimVLM section 3.1): an encoder reads an image and the beginning of its caption, a decoder
+"""Prefix language modelling (SimVLM section 3.2): an encoder reads an image and the beginning of its caption, a decoder
 writes the rest.
 
 The encoder is BLIP's image-grounded encoder, and its decoder attends to the image's tokens and to the encoder's states

@@ -35,14 +35,14 @@ def language_of_size(plan: Plan, run: Blip2Run, kind: LanguageKind, size: str) -
     one, and of those that are trained here the larger one.
     """
     assert run.language is not None  # stage 2 has one
-    own = plan.preset.languages.get(kind)
+    trained_here = plan.preset.languages.get(kind)
     source = run.language.source
-    if own is None and size == "larger":
+    if trained_here is None and size == "larger":
         source = _LARGER[kind]
-    elif own is not None and size == "smaller":
-        shape = own.shape
+    elif trained_here is not None and size == "smaller":
+        shape = trained_here.shape
         shape = replace(shape, hidden_dim=shape.hidden_dim // 2, mlp_dim=shape.mlp_dim // 2)
-        small = replace(own, shape=replace(shape, num_layers=(shape.num_layers + 1) // 2))
+        small = replace(trained_here, shape=replace(shape, num_layers=(shape.num_layers + 1) // 2))
         source = plan.train(small, plan.data.need("documents"), is_shared=True)
     return replace(run, language=replace(run.language, source=source))
 
