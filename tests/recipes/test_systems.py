@@ -1,7 +1,7 @@
 """The systems that BLIP is compared with: each trains, is read back, and does through the predictor what it can."""
 
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +13,14 @@ import openblip
 from openblip.data.sources import open_source
 from openblip.errors import CheckpointError, ConfigError, UnsupportedTaskError
 from openblip.evaluation.retrieval import evaluate_retrieval
-from openblip.models.config import BlipConfig
+from openblip.models.blip2 import Blip2
+from openblip.models.config import Blip2Config, BlipConfig, LanguageConfig
 from openblip.nn.config import GatedConfig, ResamplerConfig, TextConfig, VisionConfig
 from openblip.recipes import systems
+from openblip.recipes.ablation import AblationData, Plan, TrainingJob
+from openblip.recipes.presets import base_preset
 from openblip.recipes.run import Blip2Run, BlipRun, with_settings
+from openblip.recipes.tables.systems import variants
 from openblip.tasks.config import ContrastiveConfig, PretrainingConfig
 
 VISION = VisionConfig(image_size=SIZE, patch_size=8, hidden_dim=64, num_layers=2, num_heads=4, mlp_dim=128)
@@ -91,6 +95,27 @@ def test_a_connector_takes_the_place_of_a_qformer(name: str, root: Path, languag
         model.explain(images(root)[0])
     saved = json.loads((tmp_path / "run" / "config.json").read_text())
     assert with_settings(recipe, saved) == run
+
+
+def test_systems_have_the_size_of_the_models_around_them() -> None:
+    run = systems.flamingo_base()
+    assert run.connector == ResamplerConfig()
+    config = Blip2Config(
+        vision=VisionConfig(), heads=("llm",), connector=run.connector, gated=run.gated,
+        language=LanguageConfig(name="facebook/opt-2.7b", hidden_dim=2560, end_of_text="\n"),
+    )  # fmt: skip
+    with torch.device("meta"):
+        layers = Blip2(config).gating.layers
+    assert len(layers) == 8  # of OPT's 32
+    assert sum(p.numel() for p in layers.parameters()) == pytest.approx(8 * 12 * 2560**2, rel=0.001)
+    plan = Plan(root=Path("/out"), preset=base_preset(), data=AblationData(source="web", human="human"), seed=0)
+    rows = variants(plan)
+    for label, hidden_dim in (("Frozen", 2560), ("a layer over each patch", 2560), ("resampler", 1024)):
+        job = plan.jobs[Path(rows[label].model).parts[-2]]
+        assert isinstance(job, TrainingJob)
+        assert isinstance(job.run, Blip2Run)
+        assert job.run.connector is not None
+        assert asdict(job.run.connector)["hidden_dim"] == hidden_dim
 
 
 def images(root: Path) -> list[str]:

@@ -1,9 +1,9 @@
 """The systems that BLIP and BLIP-2 are compared with, in their essential mechanism: at full size and that of a laptop.
 
-Each differs from `blip-base`, `blip-mini` or `blip2-mini-scratch-opt` in its losses, in what stands between image and
-text and in what it trains; data, model, schedule and command are those of that recipe, so that a comparison is one of
-ideas and not of sizes. The papers' own models are larger, or saw other data, so their scores are not expected here.
-Those with a language model take it from `--language.source`, as stage 2 of BLIP-2.
+Each differs from `blip-base`, `blip-mini`, `blip2-stage2-opt` or `blip2-mini-scratch-opt` in its losses, in what stands
+between image and text and in what it trains; data, model, schedule and command are those of that recipe, so that a
+comparison is one of ideas and not of sizes. The papers' own models are larger, or saw other data, so their scores are
+not expected here. Those with a language model take it from `--language.source`, as stage 2 of BLIP-2.
 """
 
 from dataclasses import replace
@@ -17,6 +17,7 @@ from openblip.nn.config import (
     SoftPromptConfig,
 )
 from openblip.recipes.blip import blip_base
+from openblip.recipes.blip2 import blip2_stage1, blip2_stage2_opt
 from openblip.recipes.mini import blip2_mini_scratch_opt, blip_mini
 from openblip.recipes.run import Blip2Run, BlipRun
 from openblip.tasks import config as tasks
@@ -97,6 +98,55 @@ def simvlm_mini() -> BlipRun:
     Source: SimVLM, section 3.2. Cost: ten minutes with AMX. Expected: docs/results.md.
     """
     return blip_mini().derive("simvlm-mini", task=tasks.PrefixConfig())
+
+
+def frozen_base() -> Blip2Run:
+    """Train a ViT-g into a frozen OPT-2.7B as two soft prompts, without stage 1.
+
+    Source: Frozen (arXiv 2106.13884), section 3.1: the image encoder and a linear map of its mean token to two prompts
+    are trained by the captions that the language model writes. Its encoder starts from random weights, here from those
+    of the other systems. Cost: more than blip2-stage2-opt. Expected: no score of the paper.
+    """
+    return replace(_around_opt("frozen-base", SoftPromptConfig(hidden_dim=2560)), train_vision=True)
+
+
+def pooling_base() -> Blip2Run:
+    """Average pooling in place of the Q-Former: sixteen by sixteen patches become eight by eight.
+
+    Source: DeCo (arXiv 2405.20985), section 3. Cost: as blip2-stage2-opt. Expected: no score of the paper.
+    """
+    return _around_opt("pooling-base", PoolingConfig(side=8))
+
+
+def patch_mlp_base() -> Blip2Run:
+    """Every patch as a prompt of OPT-2.7B, through a layer and its projection, in place of the Q-Former.
+
+    Source: LLaVA 1.5 (arXiv 2310.03744), section 3. Cost: several times blip2-stage2-opt, since the language model
+    reads 257 prompts in place of 32. Expected: no score of the paper.
+    """
+    return _around_opt("patch-mlp-base", PatchMlpConfig(hidden_dim=2560))
+
+
+def resampler_base() -> Blip2Run:
+    """Learned queries that attend to the image and read no text, in place of the Q-Former.
+
+    Source: Flamingo (arXiv 2204.14198), section 3.1.1. Cost: as blip2-stage2-opt. Expected: no score of the paper.
+    """
+    return _around_opt("resampler-base", ResamplerConfig())
+
+
+def flamingo_base() -> Blip2Run:
+    """Train gated cross-attention before every fourth layer of a frozen OPT-2.7B, as in Flamingo-9B, and a resampler.
+
+    Source: Flamingo (arXiv 2204.14198), section 3. There web pages with interleaved images are trained on too. Cost:
+    twice blip2-stage2-opt. Expected: no score of the paper.
+    """
+    return resampler_base().derive("flamingo-base", gated=GatedConfig(num_heads=32, mlp_dim=10240))
+
+
+def _around_opt(name: str, connector: ConnectorConfig) -> Blip2Run:
+    encoder = blip2_stage1().vision
+    return blip2_stage2_opt().derive(name, vision=encoder, frozen_dtype=None, connector=connector)
 
 
 def frozen_mini() -> Blip2Run:

@@ -1,9 +1,8 @@
 """The systems that BLIP is compared with in reviews, on the same data, at the same size."""
 
-from collections.abc import Callable, Mapping
 from dataclasses import replace
 
-from openblip.recipes import systems
+from openblip.recipes import RECIPES
 from openblip.recipes.ablation import (
     CIDER,
     FEWER_PAIRS,
@@ -16,7 +15,6 @@ from openblip.recipes.ablation import (
     Plan,
     Variant,
 )
-from openblip.recipes.run import Blip2Run
 from openblip.recipes.systems import CLIP
 from openblip.recipes.tables.blip2_stage1 import train_stage2
 from openblip.tasks.config import PrefixConfig
@@ -42,22 +40,21 @@ def _trained(plan: Plan) -> dict[str, Variant]:
     }
 
 
-CONNECTED: Mapping[str, Callable[[], Blip2Run]] = {
-    "Frozen": systems.frozen_mini,
-    "average pooling": systems.pooling_mini,
-    "a layer over each patch": systems.patch_mlp_mini,
-    "resampler": systems.resampler_mini,
-    "Flamingo-style": systems.flamingo_mini,
+CONNECTED = {
+    "Frozen": "frozen",
+    "average pooling": "pooling",
+    "a layer over each patch": "patch-mlp",
+    "resampler": "resampler",
+    "Flamingo-style": "flamingo",
 }
-"""The recipes that say what stands in place of the Q-Former, without stage 1."""
+"""The recipes, without the size, that say what stands in place of the Q-Former, without stage 1."""
 PARTS = ("qformer", "tokenizer", "text_init", "connector", "gated", "train_vision")
 """The fields of a run by which they say it."""
 
 
-def _with_connector(plan: Plan, system: Callable[[], Blip2Run]) -> Variant:
-    recipe, run = system(), plan.stage2("opt", None)
-    changes = {name: getattr(recipe, name) for name in PARTS}
-    connected = replace(run, **changes)
+def _with_connector(plan: Plan, system: str) -> Variant:
+    recipe = RECIPES[f"{system}-{plan.preset.name}"]()
+    connected = plan.stage2("opt", None, **{name: getattr(recipe, name) for name in PARTS})
     return Variant(model=plan.train(connected, plan.data.need("human")))
 
 
