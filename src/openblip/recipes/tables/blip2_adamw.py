@@ -26,5 +26,9 @@ TABLE = AblationTable(
     measures=(VQA_ACCURACY, CIDER),
     paper_source="section 4.1, effect of vision-language representation learning; a figure without numbers",
     better=(("OPT, stage 1", "OPT, no stage 1"), ("T5, stage 1", "T5, no stage 1")),
-    remarks="The other small models are trained by Muon beside AdamW, which is faster. VQA is zero-shot.",
+    remarks=(
+        "Small models, also those of stage 1 here, are trained by Muon beside AdamW, which is faster. Stage 2 without "
+        "it has half the learning rate and one and a half times the steps. At the papers' size nothing is trained by "
+        "Muon, and this is the table blip2-stage1. VQA is zero-shot."
+    ),
 )

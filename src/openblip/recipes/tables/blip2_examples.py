@@ -30,5 +30,8 @@ TABLE = AblationTable(
     variants=variants,
     measures=(VQA_ACCURACY, ANSWER_CALIBRATION),
     paper_source="section 5, limitation; it gives no numbers",
-    remarks="The examples are the same before every question, and are not scored. All rows of a kind are one training.",
+    remarks=(
+        "The examples are the same before every question, and are not scored, so that a row has as many questions "
+        "fewer. All rows of a kind are one training."
+    ),
 )
