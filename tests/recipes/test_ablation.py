@@ -17,7 +17,7 @@ from small_runs import write_scenes
 from openblip.cli.main import main
 from openblip.data.decision import Decision
 from openblip.errors import ConfigError
-from openblip.files import write_json
+from openblip.files import read_json, write_json
 from openblip.generation.decoding import Beam
 from openblip.metrics import captioning
 from openblip.recipes.ablation import (
@@ -162,6 +162,7 @@ def test_a_job_that_fails_stops_only_what_needs_it(tmp_path: Path) -> None:
     assert (tmp_path / "c" / "result").exists()
     assert "Traceback" in (tmp_path / "b" / "log.txt").read_text()
     assert run_jobs(steps(tmp_path, b="fails"), SLOTS, label="test") == []  # the second try
+    assert read_json(tmp_path / "b" / "job.json")["core_seconds"] >= 0.3  # of both
     assert (tmp_path / "d" / "result").exists()
 
 

@@ -20,7 +20,7 @@ from typing import NamedTuple
 
 from filelock import FileLock
 
-from openblip.files import write_json
+from openblip.files import read_json, write_json
 from openblip.progress import Progress
 from openblip.recipes.ablation import AblationJob
 
@@ -103,6 +103,8 @@ def _work(job: AblationJob, environment: Mapping[str, str]) -> None:
     with FileLock(job.folder / ".lock"):
         if job.is_done:
             return
+        spent = job.folder / "spent.json"  # by all tries that came to an end
+        before = float(read_json(spent)["core_seconds"]) if spent.exists() else 0.0
         started = time.process_time()
         try:
             finished = job.work()
@@ -110,9 +112,11 @@ def _work(job: AblationJob, environment: Mapping[str, str]) -> None:
             traceback.print_exc()
             print(f"{type(error).__name__}: {error}", file=sys.stderr, flush=True)
             sys.exit(1)
+        finally:
+            write_json(spent, {"core_seconds": round(before + time.process_time() - started, 1)})
         if not finished:
             sys.exit(STOPPED)
-        write_json(job.folder / "job.json", {"core_seconds": round(time.process_time() - started, 1)})
+        spent.replace(job.folder / "job.json")
 
 
 def _end_with_parent() -> None:
