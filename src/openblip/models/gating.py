@@ -16,9 +16,27 @@ import torch
 from torch import Tensor, nn
 
 from openblip.errors import ConfigError
-from openblip.nn.attention import KeyValue
+from openblip.nn.attention import CrossAttention, KeyValue
 from openblip.nn.config import GatedConfig
-from openblip.nn.gated import GatedLayer
+from openblip.nn.linear import FeedForward
+
+
+class GatedLayer(nn.Module):
+    """Cross-attention to images and a feed-forward, each after a norm and times the tanh of a gate, which starts at 0:
+    at first the language model is as it was.
+    """
+
+    def __init__(self, config: GatedConfig, width: int) -> None:
+        super().__init__()
+        self.attention_norm, self.feed_forward_norm = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.attention = CrossAttention(width, width, config.num_heads)
+        self.feed_forward = FeedForward(width, config.mlp_dim)
+        self.attention_gate, self.feed_forward_gate = (nn.Parameter(torch.zeros(1)) for _ in range(2))
+
+    def forward(self, x: Tensor, images: KeyValue) -> Tensor:
+        """States (R, T, Dl) of texts over the keys and values of R rows of images -> (R, T, Dl)."""
+        x = x + self.attention_gate.tanh() * self.attention(self.attention_norm(x), images)
+        return cast(Tensor, x + self.feed_forward_gate.tanh() * self.feed_forward(self.feed_forward_norm(x)))
 
 
 class ShownExamples(NamedTuple):
