@@ -4,7 +4,7 @@ the first served request, with the shipped models.
 Peer: none; these are what README and the guides promise.
 Method: for each goal a fresh environment, whose making is not counted, and then the commands as the guides have them,
 one after the other, pip's among them. pip takes its packages from where it always does here, without its cache. The
-server's first request is answered when /ready says so and a caption has come back. Every goal runs --repeats times.
+server is asked when /ready says so, and stopped when nothing is timed. Every goal runs --repeats times.
 
     python -m benchmarks.first_minutes --repeats 1
 """
@@ -13,7 +13,6 @@ import base64
 import contextlib
 import json
 import os
-import signal
 import subprocess
 import sys
 import tempfile
@@ -43,8 +42,8 @@ def main() -> None:
     for goal in chosen.goals:
         seconds: dict[str, list[float]] = {}
         for _ in range(chosen.repeats):
-            with tempfile.TemporaryDirectory() as folder:
-                for name, step in GOALS[goal](make_environment(Path(folder)), str(package)):
+            with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as ending:
+                for name, step in GOALS[goal](make_environment(Path(folder)), str(package), ending):
                     seconds.setdefault(name, []).append(timed(step))
         report.timings(goal, seconds)
         totals = [sum(each) for each in zip(*seconds.values(), strict=True)]
@@ -78,14 +77,14 @@ def install(folder: Path, package: str, extra: str = "") -> tuple[str, Callable[
     return "pip install", lambda: run(folder, "pip", "install", "--quiet", "--no-cache-dir", *pins, wanted)
 
 
-def captioned(folder: Path, package: str) -> Steps:
+def captioned(folder: Path, package: str, _: contextlib.ExitStack) -> Steps:
     return [
         install(folder, package),
         ("openblip caption", lambda: run(folder, "openblip", "caption", "photos/0.jpg", "--model", CAPTIONER)),
     ]
 
 
-def found(folder: Path, package: str) -> Steps:
+def found(folder: Path, package: str, _: contextlib.ExitStack) -> Steps:
     def search() -> None:
         assert len(run(folder, "openblip", "search", "index", "a red dog").splitlines()) == IMAGES
 
@@ -96,31 +95,28 @@ def found(folder: Path, package: str) -> Steps:
     ]
 
 
-def served(folder: Path, package: str) -> Steps:
+def served(folder: Path, package: str, ending: contextlib.ExitStack) -> Steps:
     address = f"http://127.0.0.1:{PORT}"
-    started: list[subprocess.Popen[bytes]] = []
 
     def serve() -> None:
         program = str(folder / "venv" / "bin" / "openblip")
-        started.append(subprocess.Popen([program, "serve", "--model", CAPTIONER, "--port", PORT], cwd=folder))
+        server = subprocess.Popen([program, "serve", "--model", CAPTIONER, "--port", PORT], cwd=folder)
+        ending.callback(server.wait)
+        ending.callback(server.terminate)
         while True:
             with contextlib.suppress(OSError):  # nobody listens yet, or 503
                 urllib.request.urlopen(f"{address}/ready", timeout=5)
                 return
-            if started[0].poll() is not None:
-                raise RuntimeError(f"openblip serve ended with {started[0].returncode}")
+            if server.poll() is not None:
+                raise RuntimeError(f"openblip serve ended with {server.returncode}")
             time.sleep(0.1)
 
     def ask() -> None:
         image = base64.b64encode((folder / "photos" / "0.jpg").read_bytes()).decode()
         body = json.dumps({"images": f"data:image/jpeg;base64,{image}"}).encode()
         request = urllib.request.Request(f"{address}/caption", body, {"Content-Type": "application/json"})
-        try:
-            with urllib.request.urlopen(request, timeout=60) as reply:
-                assert json.load(reply)["captions"]
-        finally:
-            started[0].send_signal(signal.SIGTERM)
-            started[0].wait()
+        with urllib.request.urlopen(request, timeout=60) as reply:
+            assert json.load(reply)["captions"]
 
     return [install(folder, package, "serve"), ("openblip serve, until it is ready", serve), ("a request", ask)]
 

@@ -699,7 +699,7 @@ function connect() {
   document.addEventListener("keydown", (event) => {
     const id = keys[event.key?.toLowerCase()];
     if (!id || find("asking").offsetParent === null || event.ctrlKey || event.metaKey || event.altKey) return;
-    if (event.repeat && !id.endsWith("k") && id !== "forward") return;  // a key that is held down is one answer
+    if (event.repeat && !["back", "forward"].includes(id)) return;  // a key that is held down is one answer
     if (event.target.matches("input, select, textarea, [role=tab]")) return;
     event.preventDefault();
     find(id).click();
