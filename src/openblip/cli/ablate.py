@@ -174,13 +174,14 @@ def _facts(
     machine = f"{os.cpu_count()} cores, {platform.machine()}"
     date = datetime.now(UTC).date().isoformat()
     seeds = "one seed" if options.seeds == 1 else f"{options.seeds} seeds"
-    how = f"{seeds}, preset {options.preset}, measured on {data.test}"
+    measured_on = data.test if options.data.source is not None else f"emoji scenes of split {options.split}"
+    how = f"{seeds}, preset {options.preset}, measured on {measured_on}"
     return {
         "command": shlex.join(["openblip", "ablate", *argv]),
         "made": f"{how}; openblip {__version__}, {machine}, {date}.",
         "seeds": options.seeds,
         "preset": options.preset,
-        "test": data.test,
+        "test": measured_on,
         "core_minutes_of_the_command": round(minutes, 1),
         "date": date,
     }
