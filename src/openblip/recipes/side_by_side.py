@@ -93,7 +93,8 @@ def _start(job: AblationJob, environment: Mapping[str, str]) -> BaseProcess:
 
 def _work(job: AblationJob, environment: Mapping[str, str]) -> None:
     """What a child does."""
-    os.setsid()  # Ctrl-C is for the driver, which tells its children once
+    if sys.platform != "win32":
+        os.setsid()  # Ctrl-C is for the driver, which tells its children once
     os.environ.update(environment)
     job.folder.mkdir(parents=True, exist_ok=True)
     with job.log.open("ab", buffering=0) as log:
