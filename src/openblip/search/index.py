@@ -634,15 +634,15 @@ class ImageIndex:
         self, table: Any, vector: NDArray[np.float32], find: Searched, count: int, where: str | None, exact: bool
     ) -> list[dict[str, Any]]:
         """The rows of one vector of the query, enough of them for `count` images or texts where there are as many."""
-        limit = count
+        limit, is_bounded = count, True
         while True:
             search = table.search(vector, vector_column_name="vector").distance_type("dot")
             if where:
                 search = search.where(f"({where})", prefilter=True)
             num_probed = 0 if exact else self._num_probed(table, limit)
             if num_probed:
-                # More are probed where a condition leaves too few rows in these.
-                search = search.minimum_nprobes(num_probed).maximum_nprobes(0).refine_factor(REFINE_FACTOR)
+                most = num_probed if is_bounded else 0  # 0 is no bound, and slower even where it is not reached
+                search = search.minimum_nprobes(num_probed).maximum_nprobes(most).refine_factor(REFINE_FACTOR)
             else:
                 search = search.bypass_vector_index()
             try:
@@ -652,6 +652,9 @@ class ImageIndex:
                 if not where:
                     raise
                 raise _condition_error(where, str(error), table.schema.names) from error
+            if len(rows) < limit and num_probed and is_bounded:
+                is_bounded = False  # a condition leaves too few rows in the nearest partitions
+                continue
             # An image has several vectors, and a text may stand on an image twice.
             if len(rows) < limit or len({_name_of(row, find) for row in rows}) >= count:
                 return list(rows)
