@@ -107,6 +107,8 @@ class Demo:
 @pytest.fixture(scope="module")
 def screenshots(request: pytest.FixtureRequest) -> Path | None:
     chosen = request.config.getoption("--page-screenshots", default=None)
+    if chosen:
+        Path(chosen).mkdir(parents=True, exist_ok=True)
     return Path(chosen) if chosen else None
 
 
