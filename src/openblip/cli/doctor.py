@@ -28,7 +28,7 @@ EXTRAS = {
         ("fastapi", "uvicorn", "ray", "prometheus_client", "python_multipart", "aiohttp"),
         "the server and its page: `openblip serve`",
     ),
-    "ablate": (("matplotlib",), "plots of tables"),
+    "ablate": (("matplotlib",), "plots of the tables of `openblip ablate`"),
     "track": (("tensorboard", "wandb", "trackio"), "curves of trainings in these programs"),
     "video": (("av",), "videos in place of images"),
 }

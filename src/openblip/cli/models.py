@@ -78,7 +78,8 @@ def command(*, as_json: bool = False) -> int:
     for title, models in GROUPS:
         print(f"\n{title}")
         for *columns, last in map(_row, models):
-            print("  " + "  ".join(f"{text:<{width}}" for text, width in zip(columns, widths, strict=True)), last)
+            padded = (f"{text:<{width}}" for text, width in zip(columns, widths, strict=True))
+            print("  " + "  ".join((*padded, last)))
     return 0
 
 

@@ -109,6 +109,8 @@ def serve_on_cluster(served: "ServedModels", address: str, *, host: str, port: i
 
     ended = threading.Event()
     with connected(EngineOptions(engine="ray", address=address)):
+        # While models are loaded. Ray's own handler, which it installs as it connects, would abort the process.
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
         serve.start(http_options={"host": host, "port": port})
         print(f"loading {', '.join(served.models)}", file=sys.stderr, flush=True)
         try:

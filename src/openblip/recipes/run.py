@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, Self, get_args, get_type_hints
 
 from openblip.data.config import DataConfig, Preprocessing
+from openblip.data.reader import num_cores
 from openblip.errors import Condition, ConfigError, OutputError
 from openblip.files import atomic_folder
 from openblip.models import config as models
@@ -152,7 +153,7 @@ class Run(ABC):
             processor=processor,
             rank=process.rank,
             world_size=process.world_size,
-            num_workers=data.num_workers,
+            num_workers=min(data.num_workers, num_cores()),
         )
         save = partial(self.save, checkpoint)
         return Trainer(task, load, training, RunFolder(self.out), process, save, validate)
