@@ -36,14 +36,13 @@ def main() -> None:
     options.add_argument("--package", type=Path, default=ROOT, help="what pip installs: a clone, or a wheel")
     options.add_argument("--goals", nargs="+", choices=list(GOALS), default=list(GOALS))
     chosen = options.parse_args()
-    package = chosen.package.resolve()
-    chosen.package = package.name  # what the results say of it
+    chosen.package = chosen.package.resolve()
     report = Report("first-minutes", __doc__, chosen)
     for goal in chosen.goals:
         seconds: dict[str, list[float]] = {}
         for _ in range(chosen.repeats):
             with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as ending:
-                for name, step in GOALS[goal](make_environment(Path(folder)), str(package), ending):
+                for name, step in GOALS[goal](make_environment(Path(folder)), str(chosen.package), ending):
                     seconds.setdefault(name, []).append(timed(step))
         report.timings(goal, seconds)
         totals = [sum(each) for each in zip(*seconds.values(), strict=True)]

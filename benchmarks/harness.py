@@ -250,7 +250,11 @@ class Report:
             "date": datetime.now(UTC).isoformat(timespec="seconds"),
             "commit": commit(),
             "machine": {**self.before, "load_after": after["load"]},
-            "options": {name: str(value) for name, value in vars(self.options).items() if name != "results"},
+            "options": {
+                name: value.name if isinstance(value, Path) else str(value)  # without the folders above it
+                for name, value in vars(self.options).items()
+                if name != "results"
+            },
             "figures": [asdict(figure) for figure in self.figures],
             "seconds": self.tables,
             "facts": self.facts,

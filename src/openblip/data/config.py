@@ -148,7 +148,8 @@ class DataConfig(SourceOptions):
     """Random views of images; None: every image is squashed to a square."""
     num_workers: int = 1
     """Processes that read and decode, for each training process; 0: the training process does. No more than there are
-    processor cores, rounded down to a divisor of its streams, which are 64 in all (8 for each process where there are not 1, 2, 4 or 8)."""
+    processor cores, rounded down to a divisor of its streams, which are 64 in all (8 for each process where there are
+    not 1, 2, 4 or 8)."""
     max_text_length: int = 30
     """Most tokens of a caption, question, answer, statement, dialog or instruction that BLIP or a Q-Former reads,
     [CLS] and [SEP] included. Longer texts are cut, and metrics.jsonl counts them."""
