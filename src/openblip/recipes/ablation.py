@@ -25,7 +25,7 @@ from openblip.data.decision import Decision
 from openblip.errors import ConfigError, OpenBlipError
 from openblip.files import hash_bytes, read_json, write_json
 from openblip.generation.decoding import Decoding, Nucleus
-from openblip.recipes.measure import Request, measure_requests, operations_per_step
+from openblip.recipes.measure import Request, measure_requests, operations_per_step, trained_in
 from openblip.recipes.run import Blip2Run, BlipRun, Run, with_settings
 
 if TYPE_CHECKING:
@@ -119,12 +119,12 @@ class CurvePoint:
 
     def operations(self) -> float | None:
         """Of all trainings that lead to the model, floating-point; None before they have logged them."""
-        per_step = operations_per_step(Path(self.model).parents[1])
+        folder = trained_in(self.model)
+        per_step = None if folder is None else operations_per_step(folder)
         before = 0.0
-        if self.after is not None:
-            folder = Path(self.after).parent
-            steps = read_json(folder / "config.json")["training"]["steps"] if (folder / "config.json").exists() else 0
-            before = steps * (operations_per_step(folder) or 0.0)
+        if self.after is not None and (earlier := trained_in(self.after)) is not None:
+            steps = read_json(earlier / "config.json")["training"]["steps"]
+            before = steps * (operations_per_step(earlier) or 0.0)
         return None if per_step is None else before + self.steps * per_step
 
 
@@ -379,8 +379,9 @@ class Plan:
         every = max(1, self.steps(run) // num_points)
         model = self.train(replace(run, training=replace(run.training, model_every=every)), source)
         on_the_way = Path(model).parent / "models"
-        numbers = range(every, self.steps(run) + 1, every)
-        points = (CurvePoint(steps=n, model=str(on_the_way / f"step_{n:08d}"), after=after) for n in numbers)
+        models = {n: str(on_the_way / f"step_{n:08d}") for n in range(every, self.steps(run) + 1, every)}
+        models[self.steps(run)] = model  # which is measured anyway
+        points = (CurvePoint(steps=n, model=path, after=after) for n, path in models.items())
         return Variant(model=model, curve=tuple(points))
 
     def capfilt(self, config: CapFiltConfig) -> str:

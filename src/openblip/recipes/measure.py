@@ -67,7 +67,7 @@ def describe_model(model: str) -> dict[str, Any]:
     from openblip.checkpoints.loading import load_checkpoint
 
     counts = {name: part.numel() for name, part in load_checkpoint(model).model.named_parameters()}
-    folder = next((place for place in Path(model).parents if (place / "metrics.jsonl").exists()), None)
+    folder = trained_in(model)
     facts: dict[str, Any] = {"parameters": sum(counts.values())}
     if folder is None:
         return facts
@@ -77,6 +77,11 @@ def describe_model(model: str) -> dict[str, Any]:
     if per_step := operations_per_step(folder):
         facts["operations"] = per_step * read_json(folder / "config.json")["training"]["steps"]
     return facts
+
+
+def trained_in(model: str) -> Path | None:
+    """The folder of the run that a model lies in; None for one that lies elsewhere, or whose run has logged nothing."""
+    return next((place for place in Path(model).parents if (place / "metrics.jsonl").exists()), None)
 
 
 def operations_per_step(folder: Path) -> float | None:
