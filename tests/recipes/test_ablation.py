@@ -244,7 +244,7 @@ def test_the_page_of_a_table_has_both_rows_and_a_verdict() -> None:
     page = to_markdown(TABLE, {"score": VALUES}, {"command": "openblip ablate x", "made": "Here."})
     assert "| none | 2.0 ± 1.0 | 10 |" in page
     assert "| all | 4.6 ± 0.1 |  |" in page
-    assert "From the worst to the best: none, all, some. 1 of 2 pairs of rows stand as in the paper" in page
+    assert "From the worst to the best: none; all; some. 1 of 2 pairs of rows stand as in the paper" in page
     assert "- some against none: +3.0, beyond the spread, as in the paper (paper: +1.0)" in page
     assert "- all against none: +2.6, beyond the spread\n" in page
 
@@ -258,7 +258,7 @@ def test_a_page_says_no_more_than_is_known() -> None:
     assert "That is the paper's order: of 1 pairs that agree, 1 differ" in to_markdown(TABLE, {"score": two}, facts)
     error = replace(SCORE, higher_is_better=False)
     table = replace(TABLE, measures=(error,), paper={})
-    assert "From the worst to the best: some, all, none. 1 of 1 pairs" in to_markdown(table, {"score": VALUES}, facts)
+    assert "From the worst to the best: some; all; none. 1 of 1 pairs" in to_markdown(table, {"score": VALUES}, facts)
 
 
 def test_a_plot_is_the_same_every_time(tmp_path: Path) -> None:

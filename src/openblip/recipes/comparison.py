@@ -136,7 +136,7 @@ def _verdict(measure: Measure, values: SeedValues, differences: Sequence[Differe
     """The order of the rows, and how much of the paper's is in it."""
     sign = 1 if measure.higher_is_better else -1
     ranked = sorted(values, key=lambda label: sign * statistics.fmean(values[label]))
-    text = f"From the worst to the best: {', '.join(ranked)}."
+    text = f"From the worst to the best: {'; '.join(ranked)}."
     known = [each for each in differences if each.agrees is not None]
     if not known:
         return text
