@@ -42,5 +42,6 @@ def bucket() -> Iterator[Any]:
         files = s3fs.S3FileSystem(use_listings_cache=False)
         files.mkdir("web-data")
         yield files
+        files.rm("web-data", recursive=True)  # all servers of a process have the same buckets
         s3fs.S3FileSystem.clear_instance_cache()
     server.stop()

@@ -159,7 +159,8 @@ def test_every_unit_is_done_and_one_that_kills_is_given_up(
     expected = {number: 1 if unit == "left early" else 8 for number, unit in enumerate(units) if unit != "poison"}
     assert results == expected
     assert images == sum(expected.values())  # what is done again is counted once
-    assert capsys.readouterr().err.count("a worker died") == 4
+    # "poison" takes three workers and "dies once" one, which may have had both.
+    assert capsys.readouterr().err.count("a worker died") in (3, 4)
 
 
 @pytest.mark.slow
