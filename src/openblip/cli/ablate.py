@@ -42,7 +42,7 @@ class AblateOptions:
     split: Literal["val", "test"] = "test"
     """Emoji scenes: the split that is measured on. Settings are chosen on val, so that test is seen once."""
     steps_factor: float = 1.0
-    """All trainings take so many times their steps."""
+    """All trainings take so many times their steps; other settings that count steps stay as they are."""
     data: AblationData = field(default_factory=AblationData)
 
     def __post_init__(self) -> None:

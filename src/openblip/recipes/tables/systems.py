@@ -64,6 +64,11 @@ TABLE = AblationTable(
     differs="The objectives, what is trained, and the parts that each system adds; all are trained on clean pairs.",
     variants=variants,
     measures=(TEXT_RECALL, IMAGE_RECALL, CIDER, PARAMETERS, TRAINED_PARAMETERS, TRAINING_OPERATIONS),
+    paper_source=(
+        "none compares all of them; DeCo (arXiv 2405.20985) reports that average pooling is better than a resampler, "
+        "and only this order is compared"
+    ),
+    better=(("average pooling", "resampler"),),
     remarks=(
         "Steps are those of pre-training, stage 1 or stage 2 in the other tables. All rank the texts of 200 images, by "
         "their log-probability where a system does not match. TFLOP are of the row's own training, without those that "
