@@ -32,7 +32,7 @@ TABLE = AblationTable(
         "nucleus": {"TR@1": 80.6, "IR@1": 63.1, "CIDEr": 129.7, "synthetic texts rejected, %": 25},
     },
     paper_source=(
-        "COCO, fine-tuned, from 14M images with ViT-B (section 4.3); where no number of beam search stands here, only the "
+        "COCO, fine-tuned, from 14M images with ViT-B (section 4.3); where beam search has no number here, only the "
         "order is compared"
     ),
     better=(("nucleus", "beam"), ("beam", "none")),
