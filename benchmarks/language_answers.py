@@ -1,4 +1,4 @@
-"""How a language model of blip2-mini answers and captions from a text, before it sees any picture.
+"""How a language model of blip2-mini answers and captions from a text, before it sees any image.
 
     python benchmarks/language_answers.py FOLDER SOURCE [--limit N]
 

@@ -95,12 +95,12 @@ def test_questions(inspect, vqa, tmp_path):
     assert (facts["answers"], facts["different answers"]) == (6, 2)
     assert facts["most frequent answers"] == {"no": 4, "yes": 2}
     assert (facts["samples"], facts["task fields counted in"], facts["samples read"]) == (3, 3, 1)
-    assert "missing pictures" not in facts
+    assert "missing images" not in facts
 
 
 def test_missing_pictures_are_counted_and_named(run, inspect, vqa, tmp_path):
     facts = inspect(vqa, "--images", tmp_path / "coco")
-    assert facts["missing pictures"] == "1 of 3"
+    assert facts["missing images"] == "1 of 3"
     assert [path.rpartition("/")[2] for path in facts["first missing"]] == ["COCO_val2014_000000000002.jpg"]
     assert facts["reasons"] == {"no such file as its image": 1}
     printed = run("data", "inspect", vqa, "--images", tmp_path / "coco").out

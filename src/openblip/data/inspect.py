@@ -97,7 +97,7 @@ class Inspection:
         facts["samples read"] = self.num_read
         facts |= {name: counts[name] for name in ("repeated keys", "pairs of images", "clips") if counts[name]}
         if self.missing_files:
-            facts["missing pictures"] = f"{len(self.missing_files)} of {self.num_read}"
+            facts["missing images"] = f"{len(self.missing_files)} of {self.num_read}"
             facts["first missing"] = self.missing_files[:_NUM_MISSING_SHOWN]
         if self.unused:
             facts["files not used"] = dict(self.unused.most_common())
