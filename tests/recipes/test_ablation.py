@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -14,16 +15,19 @@ import pytest
 from job_steps import steps
 from small_runs import write_scenes
 
+from openblip.cli import ablate
 from openblip.cli.main import main
 from openblip.data.decision import Decision
 from openblip.errors import ConfigError
 from openblip.files import read_json, write_json
 from openblip.generation.decoding import Beam
 from openblip.metrics import captioning
+from openblip.recipes import side_by_side
 from openblip.recipes.ablation import (
     AblationData,
     AblationJob,
     AblationTable,
+    EvaluationJob,
     Measure,
     Plan,
     TrainingJob,
@@ -34,7 +38,7 @@ from openblip.recipes.ablation import (
 )
 from openblip.recipes.comparison import compare_rows, draw_plot, plan_tables, to_markdown, write_table
 from openblip.recipes.presets import PRESETS, mini_preset
-from openblip.recipes.side_by_side import run_jobs
+from openblip.recipes.side_by_side import Failure, run_jobs
 from openblip.recipes.tables import TABLES
 from openblip.recipes.tables.blip_capfilt import NUM_TEXTS
 
@@ -121,6 +125,19 @@ def test_a_job_comes_after_what_its_settings_name(tmp_path: Path) -> None:
     assert names.index(of["cleaned"]) < names.index(of["kept"]) < names.index(Path(model).parent.name)
 
 
+def test_a_table_is_done_before_the_next_one_begins(tmp_path: Path) -> None:
+    names = ("blip-negatives", "blip-queue")
+    seeds = plans(tmp_path, seeds=2)
+    planned = plan_tables({name: TABLES[name] for name in names}, seeds)
+    place = {job.folder: number for number, (job, _) in enumerate(in_order(seeds[0].jobs))}
+    first = {Path(variant.model).parent for of_seed in planned[names[0]].variants for variant in of_seed.values()}
+    second = {Path(variant.model).parent for of_seed in planned[names[1]].variants for variant in of_seed.values()}
+    measured = [number for folder, number in place.items() if folder.parent.name == "scores"]
+    assert len(measured) == len(first | second)
+    assert sum(number < min(place[folder] for folder in second - first) for number in measured) == len(first)
+    assert [job.folder for job, _ in in_order(seeds[0].jobs, [next(iter(first)).name])] == [next(iter(first))]
+
+
 @pytest.mark.parametrize("preset", PRESETS)
 def test_every_table_plans_its_variants(preset: str, tmp_path: Path) -> None:
     jobs: dict[str, AblationJob] = {}
@@ -164,6 +181,19 @@ def test_a_job_that_fails_stops_only_what_needs_it(tmp_path: Path) -> None:
     assert run_jobs(steps(tmp_path, b="fails"), SLOTS, label="test") == []  # the second try
     assert read_json(tmp_path / "b" / "job.json")["core_seconds"] >= 0.3  # of both
     assert (tmp_path / "d" / "result").exists()
+
+
+def test_the_driver_is_told_whenever_a_job_has_ended(tmp_path: Path) -> None:
+    seen: list[int] = []
+    run_jobs(
+        steps(tmp_path, d="fails"),
+        SLOTS,
+        label="test",
+        after_each=lambda: seen.append(len([*tmp_path.glob("*/result")])),
+    )
+    assert seen[0] == 1
+    assert seen[-1] == 3
+    assert len(seen) == 4  # the failure too
 
 
 def test_a_child_that_is_killed_is_a_failure_and_goes_on_the_next_time(tmp_path: Path) -> None:
@@ -298,6 +328,34 @@ def test_a_table_is_trained_measured_and_written(tmp_path: Path, monkeypatch: py
     assert {label: len(values) for label, values in results["values"]["score"].items()} == {"raw": 1, "kept": 1}
     assert results["values"]["texts"] == {"kept": [24.0]}
     assert (out / "small" / "plot.svg").exists()
+
+
+def test_a_table_is_there_as_soon_as_it_is_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    names = ("blip-negatives", "blip-queue")
+    monkeypatch.setattr(ablate, "TABLES", {name: TABLES[name] for name in names})
+    there: list[int] = []
+
+    def measure(jobs: Sequence[tuple[AblationJob, Sequence[AblationJob]]], *_: Any, **options: Any) -> list[Failure]:
+        for job, _needs in jobs:
+            if isinstance(job, EvaluationJob):
+                for request in job.requests:
+                    write_json(request.file, {"cider": 1.0, "itc": {"tr_r1": 0.5, "ir_r1": 0.5}})
+            elif isinstance(job, TrainingJob):
+                write_json(job.folder / "job.json", {"core_seconds": 60})
+                write_json(job.folder / "model" / "config.json", {})
+            options["after_each"]()
+            there.append(len([*tmp_path.glob("*/table.md")]))
+        return []
+
+    monkeypatch.setattr(side_by_side, "run_jobs", measure)
+    (tmp_path / "web").mkdir()
+    sources = ["--data.source", str(tmp_path / "web"), "--data.test", str(tmp_path / "web")]
+    assert main(["ablate", "all", "--seeds", "2", "--out", str(tmp_path), *sources]) == 0
+    assert there[-1] == 2
+    assert there.index(1) < there.index(2)
+    took = [read_json(tmp_path / name / "results.json")["core_minutes"] for name in names]
+    assert took == [4.0, 6.0]  # two rows, and three of which the first table has one too
+    assert "6 core-minutes, shared trainings included." in (tmp_path / names[1] / "table.md").read_text()
 
 
 def test_the_guide_shows_tables_and_systems_as_they_are() -> None:

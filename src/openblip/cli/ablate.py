@@ -5,7 +5,7 @@ import os
 import platform
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -74,13 +74,22 @@ def command(argv: Sequence[str]) -> int:
 
     if options.data.source is None:
         _write_scenes(data, options.split, jobs)
-    failures = run_jobs(in_order(jobs), child_environments(options.parallel), label="ablate")
-    no_plot = None
-    for name, each in planned.items():
-        no_plot = write_table(name, each, plans, _facts(argv, options, data, jobs)) or no_plot
+    unwritten, without_plot = dict(planned), set[str]()
+
+    def write(names: Iterable[str]) -> None:
+        for name in names:
+            if reason := write_table(name, unwritten.pop(name), plans, _facts(argv, options, data)):
+                without_plot.add(reason)
+
+    def write_measured() -> None:
+        write([name for name, each in unwritten.items() if each.is_measured(plans)])
+
+    failures = run_jobs(in_order(jobs), child_environments(options.parallel), label="ablate", after_each=write_measured)
+    write(list(unwritten))
+    for name in planned:
         print(root / name / "table.md")
-    if no_plot:
-        print(f"no plots: {no_plot}", file=sys.stderr)
+    for reason in without_plot:
+        print(f"no plots: {reason}", file=sys.stderr)
     for failure in failures:
         print(f"failed: {failure.job}: {failure.reason}", file=sys.stderr)
     return 1 if failures else 0
@@ -165,12 +174,9 @@ def _print_plan(jobs: dict[str, AblationJob], planned: dict[str, PlannedTable], 
     )
 
 
-def _facts(
-    argv: Sequence[str], options: AblateOptions, data: AblationData, jobs: dict[str, AblationJob]
-) -> dict[str, object]:
+def _facts(argv: Sequence[str], options: AblateOptions, data: AblationData) -> dict[str, object]:
     from openblip import __version__
 
-    minutes = sum(job.seconds or 0.0 for job in jobs.values()) / 60
     machine = f"{os.cpu_count()} cores, {platform.machine()}"
     date = datetime.now(UTC).date().isoformat()
     seeds = "one seed" if options.seeds == 1 else f"{options.seeds} seeds"
@@ -182,6 +188,5 @@ def _facts(
         "seeds": options.seeds,
         "preset": options.preset,
         "test": measured_on,
-        "core_minutes_of_the_command": round(minutes, 1),
         "date": date,
     }

@@ -539,8 +539,13 @@ def strings_of(value: Any) -> Iterator[str]:
             yield from strings_of(each)
 
 
-def in_order(jobs: Mapping[str, AblationJob]) -> list[tuple[AblationJob, list[AblationJob]]]:
-    """Every job after those it depends on, with these."""
+def in_order(
+    jobs: Mapping[str, AblationJob], wanted: Iterable[str] | None = None
+) -> list[tuple[AblationJob, list[AblationJob]]]:
+    """Every job after those it depends on, with these; of `wanted` jobs, or of all.
+
+    A job comes as late as the first that depends on it lets it, so that a table is done before the next one begins.
+    """
     by_folder = {str(job.folder): job for job in jobs.values()}
     needs = {
         name: [by_folder[place] for place in job.mentions() if place in by_folder and by_folder[place] is not job]
@@ -554,6 +559,7 @@ def in_order(jobs: Mapping[str, AblationJob]) -> list[tuple[AblationJob, list[Ab
                 add(need.name)
             ordered[name] = (jobs[name], needs[name])
 
-    for name in jobs:
+    needed = {need.name for each in needs.values() for need in each}
+    for name in (name for name in jobs if name not in needed) if wanted is None else wanted:
         add(name)
     return list(ordered.values())

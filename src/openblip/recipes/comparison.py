@@ -13,7 +13,7 @@ from typing import Any, Literal, NamedTuple
 
 from openblip.errors import MissingExtraError
 from openblip.files import atomic_file, read_json, write_json, write_text
-from openblip.recipes.ablation import AblationTable, Measure, Plan, Variant
+from openblip.recipes.ablation import AblationTable, EvaluationJob, Measure, Plan, Variant, in_order
 from openblip.recipes.measure import Request
 
 SeedValues = Mapping[str, Sequence[float]]  # by label: one value for each seed
@@ -79,7 +79,8 @@ def to_markdown(table: AblationTable, results: Mapping[str, SeedValues], facts: 
     labels = list(dict.fromkeys(label for values in results.values() for label in values))
     shown = [measure for measure in table.measures if results.get(measure.name)]
     lines = [f"# {table.title}", "", table.claim, "", f"{table.differs} {table.remarks}".strip(), ""]
-    lines += [f"`{facts['command']}`", "", str(facts["made"]), ""]
+    took = f" {facts['core_minutes']:.0f} core-minutes, shared trainings included." if facts.get("core_minutes") else ""
+    lines += [f"`{facts['command']}`", "", f"{facts['made']}{took}", ""]
     head, rule = [""], ["---"]
     for measure in shown:
         has_paper = any(measure.name in row for row in table.paper.values())
@@ -227,6 +228,20 @@ class PlannedTable:
                         if (request := plan.request(variant, measure, model)) is not None:
                             yield request
 
+    def is_measured(self, plans: Sequence[Plan]) -> bool:
+        """Whether nothing is missing any more."""
+        return all(request.file.exists() for request in self.requests(plans))
+
+    def core_minutes(self, plans: Sequence[Plan]) -> float:
+        """What it took, all that it shares with other tables included, as far as it is done."""
+        jobs, files = plans[0].jobs, {request.file for request in self.requests(plans)}
+        wanted = [
+            name
+            for name, job in jobs.items()
+            if isinstance(job, EvaluationJob) and any(request.file in files for request in job.requests)
+        ]
+        return sum(job.seconds or 0.0 for job, _ in in_order(jobs, wanted)) / 60
+
     def results(self, plans: Sequence[Plan]) -> tuple[dict[str, dict[str, list[float]]], dict[str, list[CurveValues]]]:
         """The values of each measure by label, and the curves; what is not measured yet is left out."""
         values: dict[str, dict[str, list[float]]] = {measure.name: {} for measure in self.table.measures}
@@ -266,6 +281,7 @@ def plan_tables(tables: Mapping[str, AblationTable], plans: Sequence[Plan]) -> d
 def write_table(name: str, planned: PlannedTable, plans: Sequence[Plan], facts: Mapping[str, Any]) -> str | None:
     """Write OUT/NAME/ with what is measured by now; returns why there is no plot, if there is none."""
     folder, table = plans[0].root / name, planned.table
+    facts = {**facts, "core_minutes": round(planned.core_minutes(plans), 1)}
     values, curves = planned.results(plans)
     differences = {
         measure.name: [asdict(difference) for difference in pairs] for measure, pairs in judge_measures(table, values)

@@ -12,7 +12,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from multiprocessing import connection
 from multiprocessing.process import BaseProcess
@@ -40,13 +40,17 @@ class _Stop(Exception):
 
 
 def run_jobs(
-    jobs: Sequence[tuple[AblationJob, Sequence[AblationJob]]], environments: Sequence[Mapping[str, str]], *, label: str
+    jobs: Sequence[tuple[AblationJob, Sequence[AblationJob]]],
+    environments: Sequence[Mapping[str, str]],
+    *,
+    label: str,
+    after_each: Callable[[], None] = lambda: None,
 ) -> list[Failure]:
     """Do all jobs that are not done, each after those it depends on, and return the failures.
 
     jobs: with what they depend on, in an order in which this comes first. environments: one for each of the jobs that
-    are done side by side, as `child_environments` makes them. Raises KeyboardInterrupt after Ctrl-C or
-    SIGTERM, when all children have saved their state.
+    are done side by side, as `child_environments` makes them. after_each: called whenever a job has ended. Raises
+    KeyboardInterrupt after Ctrl-C or SIGTERM, when all children have saved their state.
     """
     waiting = [(job, needs) for job, needs in jobs if not job.is_done]
     failures: dict[str, Failure] = {}
@@ -78,6 +82,7 @@ def run_jobs(
                         if child.exitcode or not job.is_done:
                             failures[job.name] = Failure(job.name, _reason(job, child.exitcode))
                             bar.note(f"{job.name} failed: {failures[job.name].reason}; see {job.log}")
+                        after_each()
         except (KeyboardInterrupt, _Stop):
             raise KeyboardInterrupt from None
         finally:
