@@ -381,6 +381,11 @@ def test_a_file_of_ones_own_is_a_table(tmp_path: Path, capsys: pytest.CaptureFix
     assert "my-table: random" in said.out
 
 
+@pytest.mark.parametrize("file", sorted((Path(__file__).parents[2] / "benchmarks/causes").glob("*.py")), ids=str)
+def test_the_tables_that_look_for_causes_can_be_planned(file: Path, tmp_path: Path) -> None:
+    assert main(["ablate", str(file), "--out", str(tmp_path), "--dry-run"]) == 0
+
+
 def test_settings_that_cannot_be_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for words in (["tabel"], ["all", "--seeds", "0"], ["blip-sharing", "--data.test", "x"]):
         assert main(["ablate", *words, "--out", str(tmp_path)]) == 2
