@@ -21,6 +21,7 @@ def test_every_kind_is_written_and_read(run, tmp_path, kind):
     assert len(samples) == 2
     needed = {
         "captions": {"references"},
+        "paraphrases": {"references"},
         "questions": {"question", "answers", "question_id"},
         "statements": {"statement", "label"},
         "dialogs": {"caption", "dialog"},
@@ -32,6 +33,8 @@ def test_every_kind_is_written_and_read(run, tmp_path, kind):
     for sample in samples:
         assert needed[kind] <= set(sample.info)
         assert (sample.second_image is not None) == (kind == "statements")
+        if kind == "paraphrases":
+            assert len(sample.captions) == 5
 
 
 def test_captions_are_the_default(run, tmp_path):

@@ -175,7 +175,7 @@ def test_other_files_are_never_touched(tmp_path):
     ("options", "message"),
     [
         ({"split": "train"}, "no split 'train'"),
-        ({"kind": "riddles"}, "no kind 'riddles'; choose one of captions, questions"),
+        ({"kind": "riddles"}, "no kind 'riddles'; choose one of captions, paraphrases, questions"),
         ({"num_samples": 0}, "at least 1"),
         ({"noise": 1.5}, "0..1"),
         ({"num_workers": 0}, "num_workers"),
@@ -208,6 +208,7 @@ def test_command_writes_what_the_call_writes(tmp_path, capsys):
     ("kind", "files", "fields"),
     [
         ("captions", "jpg", "caption references objects noise scene"),
+        ("paraphrases", "jpg", "caption references objects scene"),
         ("clips", "mp4", "caption references objects scene"),
         ("classes", "jpg", "label caption references objects scene"),
         ("questions", "jpg", "question answers question_id question_kind scene"),
@@ -228,6 +229,9 @@ def test_files_have_the_fields_of_their_benchmark(kind, files, fields):
             assert {thing["size"] for thing in scene["objects"]} <= {"small", "normal", "big"}
         assert content.get("question_id", index) == index
         assert isinstance(content.get("label", ""), bool if kind == "statements" else str)
+        if kind == "paraphrases":
+            assert len(set(content["caption"])) == 5
+            assert set(content["caption"]) <= set(content["references"])
         for each in content.get("dialog", ()):
             assert list(each) == ["question", "answer", "options", "answer_index", "relevance"]
 

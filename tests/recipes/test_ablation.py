@@ -102,6 +102,13 @@ def test_trainings_with_other_defaults_are_not_taken_for_those_of_today(tmp_path
         raise_on_changes(there.jobs.values())
 
 
+def test_several_captions_are_those_of_the_test_pairs_where_no_others_are_named() -> None:
+    assert AblationData(test="t").need("captions") == "t"
+    assert AblationData(test="t", captions="c").need("captions") == "c"
+    with pytest.raises(ConfigError, match=r"--data\.test"):
+        AblationData().need("captions")
+
+
 def test_stage_2_without_stage_1_takes_the_changes_that_are_asked_for(tmp_path: Path) -> None:
     (plan, *_) = plans(tmp_path)
     shape = plan.preset.stage1.qformer
@@ -355,7 +362,7 @@ def test_a_table_is_there_as_soon_as_it_is_measured(tmp_path: Path, monkeypatch:
     assert there.index(1) < there.index(2)
     took = [read_json(tmp_path / name / "results.json")["core_minutes"] for name in names]
     assert took == [4.0, 6.0]  # two rows, and three of which the first table has one too
-    assert "6 core-minutes, shared trainings included." in (tmp_path / names[1] / "table.md").read_text()
+    assert "6 core-minutes of training, shared ones included." in (tmp_path / names[1] / "table.md").read_text()
 
 
 def test_the_guide_shows_tables_and_systems_as_they_are() -> None:

@@ -127,6 +127,7 @@ def _scenes(folder: Path, split: str) -> AblationData:
         source=str(folder / "web"),
         human=str(folder / "human"),
         test=str(folder / split),
+        captions=str(folder / f"{split}-captions"),
         questions=str(folder / f"{split}-questions"),
         documents=str(folder / "documents"),
     )
@@ -141,6 +142,7 @@ def _write_scenes(data: AblationData, split: Literal["val", "test"], jobs: dict[
         data.source: {"split": "web", "num_samples": WEB, "noise": 0.4},
         data.human: {"split": "human", "num_samples": HUMAN, "seed": 3},
         data.test: {"split": split, "num_samples": EVALUATED},
+        data.captions: {"split": split, "kind": "paraphrases", "num_samples": EVALUATED},
         data.questions: {"split": split, "kind": "questions", "num_samples": EVALUATED},
         data.documents: {"split": "human", "kind": "documents", "num_samples": DOCUMENTS, "seed": 5},
     }

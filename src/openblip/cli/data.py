@@ -124,9 +124,10 @@ def write_scenes(
         split: web has noisy captions; human, val and test have true ones. Pairs of nouns in val and in test
             occur in no other split. No two samples of one of them share a true caption, or show and ask the same.
         num_samples: Number of samples.
-        kind: What a sample holds: an image with captions, a question and its answers (questions), a dialog and
-            candidate answers (dialogs), a label (classes) or a text about it (documents); two images with a statement
-            that is true or false (statements); or a short video with captions (clips) or a question (clip-questions).
+        kind: What a sample holds: an image with a caption (captions), five (paraphrases), a question and its answers
+            (questions), a dialog and candidate answers (dialogs), a label (classes) or a text about it (documents); two
+            images with a statement that is true or false (statements); or a short video with a caption (clips) or a
+            question (clip-questions).
         seed: Same kind, split and seed, same scenes.
         noise: Share of noisy captions of kind captions in split web; all else is true.
         samples_per_shard: Samples per tar file.

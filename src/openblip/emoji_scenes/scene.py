@@ -10,7 +10,9 @@ from pathlib import Path
 from random import Random
 from typing import Any, Literal, TypeVar, get_args
 
-Kind = Literal["captions", "questions", "statements", "dialogs", "clips", "clip-questions", "classes", "documents"]
+Kind = Literal[
+    "captions", "paraphrases", "questions", "statements", "dialogs", "clips", "clip-questions", "classes", "documents"
+]
 Split = Literal["web", "human", "val", "test"]
 Size = Literal["small", "normal", "big"]
 Relation = Literal["left of", "above"]

@@ -24,6 +24,7 @@ from openblip.files import atomic_file, remove_partials, write_text
 from openblip.progress import Progress
 
 MAX_REDRAWS = 5000  # in a row, before a split counts as exhausted
+NUM_PARAPHRASES = 5  # as COCO has for an image
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,6 +78,13 @@ def _caption_fields(scene: Scene, request: SceneRequest, index: int) -> dict[str
     return {"caption": request.rng(index, "caption").choice(true), "references": true, "objects": objects}
 
 
+def _paraphrase_fields(scene: Scene, request: SceneRequest, index: int) -> dict[str, Any]:
+    fields = _caption_fields(scene, request, index)
+    true = fields["references"]
+    several = request.rng(index, "caption").sample(true, min(NUM_PARAPHRASES, len(true)))
+    return fields | {"caption": several}
+
+
 def _noisy_caption_fields(scene: Scene, request: SceneRequest, index: int) -> dict[str, Any]:
     rng = request.rng(index, "noise")
 
@@ -124,9 +132,10 @@ def _question_kind(draw_scene: Callable[[Random, Split], Scene], medium: questio
     )
 
 
-# Distinct scenes share no true caption, so that retrieval over them has one right answer.
+# Distinct scenes share no true caption, so that in retrieval over them those of an image are all its right answers.
 KINDS: dict[Kind, SampleKind] = {
     "captions": SampleKind(draw=world.draw_scene, fields=_noisy_caption_fields, claims=true_captions),
+    "paraphrases": SampleKind(draw=world.draw_scene, fields=_paraphrase_fields, claims=true_captions),
     "clips": SampleKind(draw=world.draw_moving_scene, fields=_caption_fields, claims=true_captions, is_video=True),
     "documents": SampleKind(draw=world.draw_scene, fields=_document_fields, claims=true_captions),
     "classes": SampleKind(

@@ -31,7 +31,7 @@ from openblip.recipes.run import Blip2Run, BlipRun, Run, with_settings
 if TYPE_CHECKING:
     from openblip.recipes.presets import LanguageKind, Preset
 
-Need = Literal["source", "human", "test", "questions", "documents"]
+Need = Literal["source", "human", "test", "captions", "questions", "documents"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +44,9 @@ class AblationData(SourceOptions):
     """Clean pairs, on which captioner and filter are fine-tuned and BLIP-2 is trained."""
     test: str | None = None
     """Clean pairs that nothing is trained on: captioning and retrieval are measured on them."""
+    captions: str | None = None
+    """Clean pairs with several captions for each image, for measures of several right answers; --data.test when not
+    given."""
     questions: str | None = None
     """Questions about other images, with answers, that nothing is trained on."""
     documents: str | None = None
@@ -52,6 +55,8 @@ class AblationData(SourceOptions):
     def need(self, name: Need) -> str:
         """The source of that name; ConfigError where there is none."""
         source = getattr(self, name)
+        if source is None and name == "captions":
+            return self.need("test")
         if source is None:
             raise ConfigError(f"This table needs more data: name it with --data.{name}.")
         return str(source)
@@ -97,8 +102,17 @@ def _recall(name: str, score: str) -> Measure:
 CIDER = Measure(name="CIDEr", task="caption", path=("cider",))
 EXACT = Measure(name="true captions, %", task="caption", path=("exact_match",), scale=100)
 TEXT_RECALL, IMAGE_RECALL = _recall("TR@1", "tr_r1"), _recall("IR@1", "ir_r1")
-FALSE_CAPTIONS = Measure(
-    name="false captions, %", task="caption", path=("hallucination", "captions"), scale=100, higher_is_better=False
+TEXT_MAP = replace(_recall("TR mAP@R", "tr_map_at_r"), data="captions")
+TEXT_R_PRECISION = replace(_recall("TR R-Precision", "tr_r_precision"), data="captions")
+FALSE_CAPTIONS, *FALSE_CLAIMS = (
+    Measure(name=f"false {name}, %", task="caption", path=("hallucination", rate), scale=100, higher_is_better=False)
+    for name, rate in {
+        "captions": "captions",
+        "objects": "chair_i",
+        "attributes": "attributes",
+        "counts": "counts",
+        "relations": "relations",
+    }.items()
 )
 VQA_ACCURACY = Measure(name="VQA accuracy", task="vqa", path=("vqa_accuracy",), data="questions", scale=100)
 PARAMETERS = Measure(

@@ -79,8 +79,10 @@ def to_markdown(table: AblationTable, results: Mapping[str, SeedValues], facts: 
     labels = list(dict.fromkeys(label for values in results.values() for label in values))
     shown = [measure for measure in table.measures if results.get(measure.name)]
     lines = [f"# {table.title}", "", table.claim, "", f"{table.differs} {table.remarks}".strip(), ""]
-    took = f" {facts['core_minutes']:.0f} core-minutes, shared trainings included." if facts.get("core_minutes") else ""
-    lines += [f"`{facts['command']}`", "", f"{facts['made']}{took}", ""]
+    made = str(facts["made"])
+    if minutes := facts.get("core_minutes"):
+        made += f" {minutes:.0f} core-minutes of training, shared ones included."
+    lines += [f"`{facts['command']}`", "", made, ""]
     head, rule = [""], ["---"]
     for measure in shown:
         has_paper = any(measure.name in row for row in table.paper.values())
@@ -233,14 +235,15 @@ class PlannedTable:
         return all(request.file.exists() for request in self.requests(plans))
 
     def core_minutes(self, plans: Sequence[Plan]) -> float:
-        """What it took, all that it shares with other tables included, as far as it is done."""
+        """What its trainings and runs of CapFilt took that are done, those that other tables share included."""
         jobs, files = plans[0].jobs, {request.file for request in self.requests(plans)}
         wanted = [
             name
             for name, job in jobs.items()
             if isinstance(job, EvaluationJob) and any(request.file in files for request in job.requests)
         ]
-        return sum(job.seconds or 0.0 for job, _ in in_order(jobs, wanted)) / 60
+        behind = (job for job, _ in in_order(jobs, wanted) if not isinstance(job, EvaluationJob))
+        return sum(job.seconds or 0.0 for job in behind) / 60
 
     def results(self, plans: Sequence[Plan]) -> tuple[dict[str, dict[str, list[float]]], dict[str, list[CurveValues]]]:
         """The values of each measure by label, and the curves; what is not measured yet is left out."""

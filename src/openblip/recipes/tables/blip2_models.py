@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 from openblip.recipes import blip2
-from openblip.recipes.ablation import CIDER, VQA_ACCURACY, AblationTable, Plan, Variant
+from openblip.recipes.ablation import CIDER, FALSE_CLAIMS, VQA_ACCURACY, AblationTable, Plan, Variant
 from openblip.recipes.presets import LanguageKind
 from openblip.recipes.run import Blip2Run, ImageEncoderSource
 from openblip.recipes.tables.blip2_stage1 import LANGUAGE_NAMES, train_stage2
@@ -52,7 +52,7 @@ TABLE = AblationTable(
     claim="Better image encoders and better language models each make BLIP-2 better, and FlanT5 is better than OPT.",
     differs="The frozen models; the Q-Former and its training are equal.",
     variants=variants,
-    measures=(VQA_ACCURACY, CIDER),
+    measures=(VQA_ACCURACY, CIDER, *FALSE_CLAIMS),
     paper={
         "smaller ViT, smaller OPT": {"VQA accuracy": 50.1},
         "larger ViT, smaller OPT": {"VQA accuracy": 53.5},

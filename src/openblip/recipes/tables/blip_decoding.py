@@ -10,6 +10,13 @@ REJECTED = Measure(
     scale=100,
     higher_is_better=None,
 )
+TRUE = Measure(
+    name="synthetic texts that are true, %",
+    task="capfilt",
+    path=("truth", "synthetic", "correct"),
+    scale=100,
+    higher_is_better=None,
+)
 
 
 def variants(plan: Plan) -> dict[str, Variant]:
@@ -25,7 +32,7 @@ TABLE = AblationTable(
     claim="Nucleus sampling is better, although more of its captions are noise: they are more varied.",
     differs="How the captioner of CapFilt decodes.",
     variants=variants,
-    measures=(CIDER, TEXT_RECALL, IMAGE_RECALL, REJECTED),
+    measures=(CIDER, TEXT_RECALL, IMAGE_RECALL, REJECTED, TRUE),
     paper={
         "none": {"TR@1": 78.4, "IR@1": 60.7, "CIDEr": 127.8},
         "beam": {"TR@1": 79.6, "synthetic texts rejected, %": 19},

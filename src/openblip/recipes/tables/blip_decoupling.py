@@ -1,7 +1,13 @@
 """BLIP, Table 4: a captioner and a filter of their own, or one model that is both."""
 
-from openblip.recipes.ablation import CIDER, IMAGE_RECALL, TEXT_RECALL, AblationTable, Plan, Variant
-from openblip.recipes.tables.blip_decoding import REJECTED
+from openblip.recipes.ablation import CIDER, IMAGE_RECALL, TEXT_RECALL, AblationTable, Measure, Plan, Variant
+from openblip.recipes.tables.blip_decoding import REJECTED, TRUE
+
+FILTER = (
+    Measure(name="filter: AP on web texts, %", task="capfilt", path=("truth", "web", "average_precision"), scale=100),
+    Measure(name="filter: AUC on web texts, %", task="capfilt", path=("truth", "web", "auc"), scale=100),
+    Measure(name="filter: AUC on synthetic texts, %", task="capfilt", path=("truth", "synthetic", "auc"), scale=100),
+)
 
 
 def variants(plan: Plan) -> dict[str, Variant]:
@@ -14,7 +20,7 @@ TABLE = AblationTable(
     claim="Fine-tuned apart they clean better: a filter that shares the captioner's weights lets its mistakes pass.",
     differs="Whether captioner and filter are one model, fine-tuned with all three objectives, or two.",
     variants=variants,
-    measures=(CIDER, TEXT_RECALL, IMAGE_RECALL, REJECTED),
+    measures=(CIDER, TEXT_RECALL, IMAGE_RECALL, REJECTED, TRUE, *FILTER),
     paper={
         "shared": {"TR@1": 79.8, "IR@1": 62.2, "CIDEr": 129.0, "synthetic texts rejected, %": 8},
         "decoupled": {"TR@1": 80.6, "IR@1": 63.1, "CIDEr": 129.7, "synthetic texts rejected, %": 25},

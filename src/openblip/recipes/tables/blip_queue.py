@@ -2,7 +2,17 @@
 
 from dataclasses import replace
 
-from openblip.recipes.ablation import CIDER, IMAGE_RECALL, TEXT_RECALL, AblationTable, Measure, Plan, Variant
+from openblip.recipes.ablation import (
+    CIDER,
+    IMAGE_RECALL,
+    TEXT_MAP,
+    TEXT_R_PRECISION,
+    TEXT_RECALL,
+    AblationTable,
+    Measure,
+    Plan,
+    Variant,
+)
 from openblip.tasks.config import ContrastiveConfig, InBatchConfig
 
 ITC_TEXT_RECALL = Measure(name="TR@1 by ITC", task="retrieval", path=("itc", "tr_r1"), scale=100)
@@ -25,7 +35,8 @@ TABLE = AblationTable(
     claim="A queue gives more negatives than a batch, and a momentum model's soft targets forgive noisy pairs.",
     differs="What ITC compares a pair with, and whether the momentum model says how much other pairs fit.",
     variants=variants,
-    measures=(ITC_TEXT_RECALL, ITC_IMAGE_RECALL, TEXT_RECALL, IMAGE_RECALL, CIDER),
+    measures=(ITC_TEXT_RECALL, ITC_IMAGE_RECALL, TEXT_RECALL, IMAGE_RECALL, TEXT_MAP, TEXT_R_PRECISION, CIDER),
     paper_source="section 3.2, which takes both from ALBEF without a number",
     better=(("momentum and queue", "in the batch"),),
+    remarks="mAP@R and R-Precision are measured on images of which each has five right texts.",
 )

@@ -5,6 +5,7 @@ from dataclasses import replace
 from openblip.recipes import RECIPES
 from openblip.recipes.ablation import (
     CIDER,
+    FALSE_CAPTIONS,
     FEWER_PAIRS,
     IMAGE_RECALL,
     PARAMETERS,
@@ -63,7 +64,7 @@ TABLE = AblationTable(
     claim="A dual encoder matches and does not write, a decoder writes and matches poorly, and BLIP does both.",
     differs="The objectives, what is trained, and the parts that each system adds; all are trained on clean pairs.",
     variants=variants,
-    measures=(TEXT_RECALL, IMAGE_RECALL, CIDER, PARAMETERS, TRAINED_PARAMETERS, TRAINING_OPERATIONS),
+    measures=(TEXT_RECALL, IMAGE_RECALL, CIDER, FALSE_CAPTIONS, PARAMETERS, TRAINED_PARAMETERS, TRAINING_OPERATIONS),
     paper_source=(
         "none compares all of them; DeCo (arXiv 2405.20985) reports that average pooling is better than a resampler, "
         "and only this order is compared"
