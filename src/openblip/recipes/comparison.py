@@ -170,7 +170,8 @@ def _sentence(difference: Difference, measure: Measure) -> str:
 def draw_plot(
     path: Path, table: AblationTable, results: Mapping[str, SeedValues], curves: Mapping[str, Sequence[CurveValues]]
 ) -> None:
-    """Bars with the seeds as points; of trainings with curves, each measure over steps and over operations.
+    """Bars with the seeds as points; of trainings with curves, each measure over steps and over operations, with the
+    range of the seeds.
 
     Raises `MissingExtraError` without matplotlib.
     """
@@ -196,15 +197,16 @@ def draw_plot(
             axis.set_ylim(max(0.0, lowest - margin) if lowest >= 0 else lowest - margin, highest + 0.2 * margin)
             axis.set_xticks(range(len(values)), list(values), rotation=30, ha="right")
             axis.set_title(measure.name)
-            for row, unit in ((1, "steps"), (2, "operations")) if curves else ():
+            for row, unit in ((1, "steps of the last training"), (2, "TFLOP of all trainings")) if curves else ():
                 for label, points in curves.items():
                     known = [
                         point for point in points if point.values.get(measure.name) and point.operations is not None
                     ]
-                    xs = [point.steps if unit == "steps" else point.operations for point in known]
-                    ys = [statistics.fmean(point.values[measure.name]) for point in known]
-                    axes[row][column].plot(xs, ys, marker="o", label=label)
-                axes[row][column].set_xlabel(f"{unit} of all trainings that lead to the model" if row == 2 else unit)
+                    xs = [point.steps if row == 1 else 1e-12 * (point.operations or 0.0) for point in known]
+                    of_seeds = [point.values[measure.name] for point in known]
+                    axes[row][column].plot(xs, [*map(statistics.fmean, of_seeds)], marker="o", label=label)
+                    axes[row][column].fill_between(xs, [*map(min, of_seeds)], [*map(max, of_seeds)], alpha=0.15)
+                axes[row][column].set_xlabel(unit)
                 axes[row][column].legend(fontsize=7)
         figure.suptitle(table.title)
         with atomic_file(path) as partial:
