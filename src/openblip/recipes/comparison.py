@@ -183,19 +183,21 @@ def draw_plot(
     measures = [
         measure for measure in table.measures if measure.higher_is_better is not None and results.get(measure.name)
     ]
-    rows = 3 if curves else 1
+    labels = list(dict.fromkeys(label for measure in measures for label in results[measure.name]))
+    heights = [0.6 + 0.28 * len(labels), *([3.2, 3.2] if curves else [])]  # inches
     with matplotlib.rc_context({"svg.hashsalt": "openblip", "font.size": 9}):
-        figure = Figure(figsize=(max(4.0, 3.4 * len(measures)), 3.2 * rows), layout="constrained")
-        axes = figure.subplots(rows, max(1, len(measures)), squeeze=False)
+        figure = Figure(figsize=(1.5 + max(2.5, 2.8 * len(measures)), 0.5 + sum(heights)), layout="constrained")
+        axes = figure.subplots(len(heights), max(1, len(measures)), squeeze=False, height_ratios=heights)
         for column, measure in enumerate(measures):
             values, axis = results[measure.name], axes[0][column]
-            for place, (label, seeds) in enumerate(values.items()):
-                axis.bar(place, statistics.fmean(seeds), color="#9ab7d9", label=label)
-                axis.plot([place] * len(seeds), seeds, "k.", markersize=4)
+            for label, seeds in values.items():
+                axis.barh(labels.index(label), statistics.fmean(seeds), color="#9ab7d9")
+                axis.plot(seeds, [labels.index(label)] * len(seeds), "k.", markersize=4)
             lowest, highest = min(map(min, values.values())), max(map(max, values.values()))
             margin = (highest - lowest) or abs(highest) or 1.0
-            axis.set_ylim(max(0.0, lowest - margin) if lowest >= 0 else lowest - margin, highest + 0.2 * margin)
-            axis.set_xticks(range(len(values)), list(values), rotation=30, ha="right")
+            axis.set_xlim(max(0.0, lowest - margin) if lowest >= 0 else lowest - margin, highest + 0.1 * margin)
+            axis.set_yticks(range(len(labels)), labels if column == 0 else [""] * len(labels))
+            axis.set_ylim(len(labels) - 0.5, -0.5)
             axis.set_title(measure.name)
             for row, unit in ((1, "steps of the last training"), (2, "TFLOP of all trainings")) if curves else ():
                 for label, points in curves.items():
