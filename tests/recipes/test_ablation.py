@@ -286,6 +286,14 @@ def test_the_page_of_a_table_has_both_rows_and_a_verdict() -> None:
     assert "- all against none: +2.6, beyond the spread\n" in page
 
 
+def test_a_fact_that_hardly_differs_between_seeds_has_no_spread() -> None:
+    fact = replace(SCORE, higher_is_better=None)
+    values = {"none": [1.01, 1.02, 1.03], "some": [4.0, 5.0, 6.0]}
+    page = to_markdown(replace(TABLE, measures=(fact,), paper={}), {"score": values}, {"command": "x", "made": "Here."})
+    assert "| none | 1.0 |" in page
+    assert "| some | 5.0 ± 1.0 |" in page
+
+
 def test_a_page_says_no_more_than_is_known() -> None:
     facts = {"command": "openblip ablate x", "made": "Here.", "seeds": 3}
     page = to_markdown(TABLE, {"score": {**VALUES, "all": [7.0]}}, facts)

@@ -130,9 +130,10 @@ def _cell(values: Sequence[float], measure: Measure) -> str:
     if not values:
         return ""
     mean = f"{statistics.fmean(values):,.{measure.digits}f}"
-    if len(values) == 1 or (measure.higher_is_better is None and len(set(values)) == 1):
+    if len(values) == 1:
         return mean
-    return f"{mean} ± {statistics.stdev(values):.{measure.digits}f}"
+    spread = f"{statistics.stdev(values):.{measure.digits}f}"
+    return mean if measure.higher_is_better is None and float(spread) == 0 else f"{mean} ± {spread}"
 
 
 def _verdict(measure: Measure, values: SeedValues, differences: Sequence[Difference]) -> str:
