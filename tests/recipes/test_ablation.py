@@ -283,7 +283,7 @@ def test_the_page_of_a_table_has_both_rows_and_a_verdict() -> None:
     assert "| all | 4.6 ± 0.1 |  |" in page
     assert "From the worst to the best: none; all; some. 1 of 2 pairs of rows stand as in the paper" in page
     assert "- some against none: +3.0, beyond the spread, as in the paper (paper: +1.0)" in page
-    assert "- all against none: +2.6, beyond the spread\n" in page
+    assert "- against none, beyond the spread: all +2.6\n" in page
 
 
 def test_a_fact_that_hardly_differs_between_seeds_has_no_spread() -> None:

@@ -105,10 +105,13 @@ def to_markdown(table: AblationTable, results: Mapping[str, SeedValues], facts: 
     first = labels[0] if labels else ""
     for measure, differences in judge_measures(table, results):
         lines += [f"**{measure.name}.** {_verdict(measure, results[measure.name], differences)}", ""]
-        for difference in differences:
-            if difference.first == first:
-                lines.append(f"- {_sentence(difference, measure)}")
-        lines.append("")
+        against_first = [each for each in differences if each.first == first]
+        known = [_sentence(each, measure) for each in against_first if each.agrees is not None]
+        others = [each for each in against_first if each.agrees is None]
+        for kind, heading in (("beyond", "beyond the spread"), ("within", "within the spread"), ("one seed", "")):
+            if rows := [f"{each.second} {_signed(each.ours, measure)}" for each in others if each.spread == kind]:
+                known.append(f"against {first}{f', {heading}' if heading else ''}: {'; '.join(rows)}")
+        lines += [*(f"- {line}" for line in known), ""]
     return "\n".join(lines).rstrip() + "\n"
 
 
@@ -160,12 +163,16 @@ def _verdict(measure: Measure, values: SeedValues, differences: Sequence[Differe
 
 
 def _sentence(difference: Difference, measure: Measure) -> str:
-    text = f"{difference.second} against {difference.first}: {difference.ours:+.{measure.digits}f}"
+    """A difference of which the paper says something too."""
+    text = f"{difference.second} against {difference.first}: {_signed(difference.ours, measure)}"
     if difference.spread != "one seed":
         text += f", {difference.spread} the spread"
-    if difference.agrees is not None:
-        text += ", as in the paper" if difference.agrees else ", unlike the paper"
-    return text if difference.paper is None else f"{text} (paper: {difference.paper:+.{measure.digits}f})"
+    text += ", as in the paper" if difference.agrees else ", unlike the paper"
+    return text if difference.paper is None else f"{text} (paper: {_signed(difference.paper, measure)})"
+
+
+def _signed(number: float, measure: Measure) -> str:
+    return f"{number:+.{measure.digits}f}"
 
 
 def draw_plot(
