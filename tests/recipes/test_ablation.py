@@ -300,10 +300,13 @@ def test_a_page_says_no_more_than_is_known() -> None:
     assert "Not all seeds have a value: all, score has 1 of 3." in page
     assert "2 of 2 pairs of rows stand as in the paper; with one seed the spread is not known." in page
     two = {label: VALUES[label] for label in ("none", "some")}
-    assert "That is the paper's order: of 1 pairs that agree, 1 differ" in to_markdown(TABLE, {"score": two}, facts)
+    assert "That is the paper's order, beyond the spread in 1 of 1 pairs." in to_markdown(TABLE, {"score": two}, facts)
     error = replace(SCORE, higher_is_better=False)
     table = replace(TABLE, measures=(error,), paper={})
-    assert "From the worst to the best: some; all; none. 1 of 1 pairs" in to_markdown(table, {"score": VALUES}, facts)
+    assert (
+        "From the worst to the best: some; all; none. 1 of 1 pairs of rows stand as in the paper, 0 of them"
+        in to_markdown(table, {"score": VALUES}, facts)
+    )
 
 
 def test_a_plot_is_the_same_every_time(tmp_path: Path) -> None:

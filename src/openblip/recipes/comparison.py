@@ -147,19 +147,17 @@ def _verdict(measure: Measure, values: SeedValues, differences: Sequence[Differe
     known = [each for each in differences if each.agrees is not None]
     if not known:
         return text
-    agree = [each for each in known if each.agrees]
-    if len(agree) == len(differences):
-        text += " That is the paper's order"
-    else:
-        text += f" {len(agree)} of {len(known)} pairs of rows stand as in the paper"
+    agree, beyond = sum(each.agrees is True for each in known), [each for each in known if each.spread == "beyond"]
+    stand = f"{agree} of {len(known)} pairs of rows stand as in the paper"
     if any(each.spread == "one seed" for each in known):
-        return f"{text}; with one seed the spread is not known."
-    parts = [
-        f"of {len(pairs)} pairs that {verb}, {sum(each.spread == 'beyond' for each in pairs)} differ beyond the spread"
-        for verb, pairs in (("agree", agree), ("do not", [each for each in known if not each.agrees]))
-        if pairs
-    ]
-    return f"{text}: {'; '.join(parts)}."
+        return f"{text} {stand}; with one seed the spread is not known."
+    clear = sum(each.agrees is True for each in beyond)
+    if agree == len(differences):
+        return f"{text} That is the paper's order, beyond the spread in {clear} of {agree} pairs."
+    text = f"{text} {stand}, {clear} of them beyond the spread"
+    if others := len(known) - agree:
+        text += f"; of those that do not, {len(beyond) - clear} of {others}"
+    return f"{text}."
 
 
 def _sentence(difference: Difference, measure: Measure) -> str:
