@@ -1,6 +1,6 @@
 """BLIP, Table 1, whose captioner is right in half of its captions: is the claim true with one that is nearly always?
 
-openblip ablate benchmarks/causes/capfilt_shipped.py --out ablate
+Made by `openblip ablate benchmarks/causes/capfilt_shipped.py --out ablate`.
 """
 
 from openblip.data.decision import Decision

@@ -1,20 +1,18 @@
 """Average pooling and an MLP as projection, which others report to be better: is it that they train the language model?
 
-openblip ablate benchmarks/causes/connectors_lora.py --out ablate --seeds 1
+Made by `openblip ablate benchmarks/causes/connectors_lora.py --out ablate --seeds 1`.
 """
 
 from dataclasses import replace
-from typing import Any
 
 from openblip.models.config import LoraSettings
-from openblip.recipes import RECIPES
 from openblip.recipes.ablation import CIDER, TRAINED_PARAMETERS, VQA_ACCURACY, AblationTable, Plan, Variant
-from openblip.recipes.tables.systems import PARTS
+from openblip.recipes.tables.systems import connector_settings
 
 
 def variants(plan: Plan) -> dict[str, Variant]:
     lora, more, stage1 = LoraSettings(rank=8), LoraSettings(rank=64, alpha=64), plan.stage1()
-    pooling, resampler = (connector(plan, name) for name in ("pooling", "resampler"))
+    pooling, resampler = (connector_settings(plan, name) for name in ("pooling", "resampler"))
     runs = {
         "average pooling": plan.stage2("opt", None, lora=lora, **pooling),
         "resampler": plan.stage2("opt", None, lora=lora, **resampler),
@@ -25,12 +23,6 @@ def variants(plan: Plan) -> dict[str, Variant]:
         run = plan.stage2("opt", None, lora=more, **parts)
         runs[label] = replace(run, training=replace(run.training, steps=run.training.steps * 5 // 3))
     return {label: Variant(model=plan.train(run, plan.data.need("human"))) for label, run in runs.items()}
-
-
-def connector(plan: Plan, name: str) -> dict[str, Any]:
-    """The fields of a run that put another part in place of the Q-Former."""
-    recipe = RECIPES[f"{name}-{plan.preset.name}"]()
-    return {part: getattr(recipe, part) for part in PARTS}
 
 
 TABLE = AblationTable(

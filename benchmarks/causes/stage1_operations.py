@@ -1,6 +1,6 @@
 """BLIP-2, Figure 5 with AdamW alone: is stage 1 better than as many more operations of stage 2?
 
-openblip ablate benchmarks/causes/stage1_operations.py --out ablate --seeds 1
+Made by `openblip ablate benchmarks/causes/stage1_operations.py --out ablate --seeds 1`.
 """
 
 from dataclasses import replace

@@ -98,7 +98,7 @@ def test_questions(inspect, vqa, tmp_path):
     assert "missing images" not in facts
 
 
-def test_missing_pictures_are_counted_and_named(run, inspect, vqa, tmp_path):
+def test_missing_images_are_counted_and_named(run, inspect, vqa, tmp_path):
     facts = inspect(vqa, "--images", tmp_path / "coco")
     assert facts["missing images"] == "1 of 3"
     assert [path.rpartition("/")[2] for path in facts["first missing"]] == ["COCO_val2014_000000000002.jpg"]

@@ -556,9 +556,10 @@ def strings_of(value: Any) -> Iterator[str]:
 def in_order(
     jobs: Mapping[str, AblationJob], wanted: Iterable[str] | None = None
 ) -> list[tuple[AblationJob, list[AblationJob]]]:
-    """Every job after those it depends on, with these; of `wanted` jobs, or of all.
+    """All jobs, each with those it depends on, which come before it; or only `wanted` jobs and what they need.
 
-    A job comes as late as the first that depends on it lets it, so that a table is done before the next one begins.
+    What a job needs comes directly before it. So the trainings and evaluations of a table are not mixed with those of
+    the next one.
     """
     by_folder = {str(job.folder): job for job in jobs.values()}
     needs = {

@@ -1,6 +1,7 @@
 """The systems that BLIP is compared with in reviews, on the same data, at the same size."""
 
 from dataclasses import replace
+from typing import Any
 
 from openblip.recipes import RECIPES
 from openblip.recipes.ablation import (
@@ -53,9 +54,14 @@ PARTS = ("qformer", "tokenizer", "text_init", "connector", "gated", "train_visio
 """The fields of a run by which they say it."""
 
 
-def _with_connector(plan: Plan, system: str) -> Variant:
+def connector_settings(plan: Plan, system: str) -> dict[str, Any]:
+    """The fields of a run of stage 2 by which a system has its own part in place of the Q-Former."""
     recipe = RECIPES[f"{system}-{plan.preset.name}"]()
-    connected = plan.stage2("opt", None, **{name: getattr(recipe, name) for name in PARTS})
+    return {name: getattr(recipe, name) for name in PARTS}
+
+
+def _with_connector(plan: Plan, system: str) -> Variant:
+    connected = plan.stage2("opt", None, **connector_settings(plan, system))
     return Variant(model=plan.train(connected, plan.data.need("human")))
 
 
