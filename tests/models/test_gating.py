@@ -16,6 +16,7 @@ from openblip.generation.decoding import Beam, Greedy
 from openblip.models import flops
 from openblip.models.blip2 import Blip2
 from openblip.models.gating import ShownExamples
+from openblip.models.language_model import IGNORED_LABEL
 from openblip.nn.attention import KeyValue
 from openblip.nn.config import GatedConfig, ResamplerConfig
 from openblip.predictor import Blip2Predictor
@@ -49,7 +50,8 @@ def test_a_token_attends_to_the_image_of_the_last_tag_before_it() -> None:
     language, seen = model.require_language(), list[Tensor]()
     visual = visual_of(model, 4)
     words = torch.randn(5, visual.shape[2])
-    examples = ShownExamples(visual[:2], words, (0, 3))
+    words[[0, 3]] = model.gating.tag[0]
+    examples = ShownExamples(visual[:2], words)
 
     def record(layer: Any, args: Any, inputs: Any) -> None:
         seen.append(args[0] if args else inputs["hidden_states"])
@@ -70,6 +72,29 @@ def test_a_token_attends_to_the_image_of_the_last_tag_before_it() -> None:
             projected: KeyValue = gated.attention.project(image[None])
             expected = gated(plain[row : row + 1, place : place + 1], projected)[0, 0]
             torch.testing.assert_close(changed[row, place], expected, atol=1e-5, rtol=1e-5)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("gated", [True, False])
+def test_a_text_of_a_sequence_is_predicted_as_after_an_example(gated: bool) -> None:
+    """What training shows of the images and texts before is what examples in a prompt look like."""
+    model = (gated_checkpoint() if gated else tiny_blip2((), "opt")).model
+    language, visual = model.require_language(), visual_of(model, 5)
+    prompts, texts = ["a photo of", "a", "", "a", "the"], ["a dog", "two big cars", "red", "car", "big blue dog"]
+    standing = model.gating.tags(5) if gated else visual
+    expected = []
+    for row in range(5):
+        shown_before, own = range(0 if row < 3 else 3, row), slice(row, row + 1)
+        words = [torch.cat([standing[i], language.embed_example(prompts[i], texts[i])]) for i in shown_before]
+        examples = ShownExamples(visual[list(shown_before)], torch.cat(words)) if words else None
+        with model.attending(visual[own], examples) as shown:
+            expected.append(language.predict(shown, prompts[own], texts[own], None))
+    found = model.predict_text(visual, prompts, texts, images_per_sequence=3)
+    assert len(found.logits) == 2
+    said = found.labels != IGNORED_LABEL
+    assert found.labels[said].tolist() == [i for each in expected for i in each.labels[0].tolist() if i >= 0]
+    logits = torch.cat([each.logits[each.labels != IGNORED_LABEL] for each in expected])
+    torch.testing.assert_close(found.logits[said], logits, atol=1e-5, rtol=1e-5)
 
 
 @torch.no_grad()

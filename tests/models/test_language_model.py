@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from marks import slow
-from openblip.errors import CheckpointError
+from openblip.errors import CheckpointError, ConfigError
 from openblip.models.language_decoder import read_prompts
 from openblip.models.language_model import (
     IGNORED_LABEL,
@@ -394,3 +394,13 @@ def test_words_are_read_back_without_special_tokens_and_outer_blanks() -> None:
     language = tiny_language_model("gpt2", "bytes")
     ids = [START, *language.tokenizer(" a big dog ").input_ids, END]
     assert language.decode(ids) == "a big dog"
+
+
+def test_a_sequence_says_when_it_is_too_long_or_has_an_encoder() -> None:
+    language = tiny_language_model("opt")
+    positions = language.model.config.max_position_embeddings
+    count = positions // 4
+    with pytest.raises(ConfigError, match=f"reads {positions} at most: put fewer"):
+        language.predict(visual_prompts(count), [""] * count, ["a dog"] * count, 20, count)
+    with pytest.raises(ConfigError, match="Only a decoder"):
+        tiny_language_model("t5").predict(visual_prompts(2), ["a", "a"], ["dog", "car"], 20, 2)

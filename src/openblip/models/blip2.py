@@ -206,20 +206,27 @@ class Blip2(ModelWithHeads):
         self._require("llm")
         return cast(Tensor, self.language_proj(queries))
 
-    def predict_text(self, visual: Tensor, prompts: Sequence[str], texts: Sequence[str]) -> Predicted:
-        """Predict texts by the language model, after visual prompts (R, Q, Dl) and text prompts."""
+    def predict_text(
+        self, visual: Tensor, prompts: Sequence[str], texts: Sequence[str], images_per_sequence: int = 1
+    ) -> Predicted:
+        """Predict texts by the language model, after visual prompts (R, Q, Dl) and text prompts, and with
+        `images_per_sequence` after images and texts of the rows before (`LanguageModel.predict`).
+        """
         language = self.require_language()
         assert self.config.language is not None  # guaranteed by the config
-        with self.attending(visual) as shown:
-            return language.predict(shown, prompts, texts, self.config.language.max_text_tokens)
+        with self.attending(visual, images_per_sequence=images_per_sequence) as shown:
+            return language.predict(shown, prompts, texts, self.config.language.max_text_tokens, images_per_sequence)
 
     @contextmanager
-    def attending(self, visual: Tensor, examples: ShownExamples | None = None) -> Iterator[Tensor]:
+    def attending(
+        self, visual: Tensor, examples: ShownExamples | None = None, images_per_sequence: int = 1
+    ) -> Iterator[Tensor]:
         """What stands before R texts for their images, after examples: the visual prompts (R, Q, Dl), or in a model
         with gated layers, which attend to these as long as the context is open, a tag (R, 1, Dl).
         """
         if self.config.gated is not None:
-            with self.gating.attending(self.require_language().model, visual, examples) as shown:
+            model = self.require_language().model
+            with self.gating.attending(model, visual, examples, images_per_sequence) as shown:
                 yield shown
         elif examples is not None:
             yield torch.cat([examples.words.expand(len(visual), -1, -1), visual], dim=1)

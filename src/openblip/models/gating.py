@@ -2,10 +2,11 @@
 
 The layers are trained and belong to the model around the language model, which stays transformers' own: while an
 `attending` is open, hooks put them before some of its layers. Where an image stands in a text, the text has a tag, a
-learned embedding, and each token attends to the image of the last tag before it. So there are examples of images and
-texts before a text, although training has one image for each.
+learned embedding, and each token attends to the image of the last tag before it. So images and texts can be
+interleaved: in training several of them in a sequence (`images_per_sequence`), in use examples before a text.
 
-R rows of text, T tokens, S tokens with padding, I images of a row, Q tokens of each, N = I * Q, Dl width.
+R texts, T tokens, G sequences of I texts and their images, S tokens of a sequence with padding, Q tokens of an image,
+N = I * Q, Dl width.
 """
 
 from collections.abc import Iterator, Sequence
@@ -16,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from openblip.errors import ConfigError
+from openblip.models.language_model import sequences_of
 from openblip.nn.attention import CrossAttention, KeyValue
 from openblip.nn.config import GatedConfig
 from openblip.nn.linear import FeedForward
@@ -45,9 +47,7 @@ class ShownExamples(NamedTuple):
     visual: Tensor
     """(I, Q, Dl), the tokens of their images."""
     words: Tensor
-    """(P, Dl), their texts as embeddings, each after a tag."""
-    tags: tuple[int, ...]
-    """The positions of the tags."""
+    """(P, Dl), their texts as embeddings, each after its visual prompts, or with gated layers after a tag."""
 
 
 class Gating(nn.Module):
@@ -63,20 +63,23 @@ class Gating(nn.Module):
         return self.tag.expand(num_rows, -1, -1)
 
     @contextmanager
-    def attending(self, model: Any, visual: Tensor, examples: ShownExamples | None = None) -> Iterator[Tensor]:
+    def attending(
+        self, model: Any, visual: Tensor, examples: ShownExamples | None = None, images_per_sequence: int = 1
+    ) -> Iterator[Tensor]:
         """Let a decoder of transformers attend to images, and give the visual prompts that its texts stand behind.
 
-        visual: (R, Q, Dl), of the image of each row. Raises ConfigError for a model that is no decoder.
+        visual: (R, Q, Dl), of the image of each text. Raises ConfigError for a model that is no decoder.
         """
         layers = _layers_of(model)
-        prompts, tags = self.tags(len(visual)), [0]
+        prompts, num_tokens = self.tags(len(visual)), visual.shape[1]
+        if images_per_sequence > 1:
+            visual = sequences_of(visual, images_per_sequence).flatten(1, 2)  # (G, N, Dl)
         if examples is not None:
             before = examples.visual.flatten(0, 1).expand(len(visual), -1, -1)
             visual = torch.cat([before.to(visual.dtype), visual], dim=1)
             prompts = torch.cat([examples.words.expand(len(prompts), -1, -1).to(prompts.dtype), prompts], dim=1)
-            tags = [*examples.tags, len(examples.words)]
         projected = [layer.attention.project(visual) for layer in self.gated]
-        reading = _Reading(tags, visual.shape[1] // len(tags), projected)
+        reading = _Reading(self.tag, num_tokens, projected)
         with ExitStack() as hooks:
             handle = model.register_forward_pre_hook(reading.begin, with_kwargs=True)
             hooks.callback(handle.remove)
@@ -99,20 +102,19 @@ class _Reading:
     attends to.
     """
 
-    def __init__(self, tags: Sequence[int], num_tokens: int, images: Sequence[KeyValue]) -> None:
-        self.tags, self.num_tokens, self.images = list(tags), num_tokens, images
+    def __init__(self, tag: Tensor, num_tokens: int, images: Sequence[KeyValue]) -> None:
+        self.tag, self.num_tokens, self.images = tag, num_tokens, images
+        self.num_images = images[0].key.shape[2] // num_tokens if images else 0
         self.shown: Tensor | None = None
         self.num_layers = 0
 
     def begin(self, model: Any, args: Any, inputs: dict[str, Any]) -> None:
-        """Before a forward pass: which image each token attends to, (R, S); None is the last one."""
+        """Before a forward pass: which image each token attends to, (G, S); None is the last one."""
         self.shown, self.num_layers = None, int(model.config.num_hidden_layers)
-        mask = inputs.get("attention_mask")
-        if len(self.tags) > 1 and inputs.get("inputs_embeds") is not None:
-            places = inputs["inputs_embeds"].new_ones(inputs["inputs_embeds"].shape[:2], dtype=torch.long)
-            places = (places if mask is None else mask.long()).cumsum(dim=1) - 1
-            tags = torch.tensor(self.tags, device=places.device)
-            self.shown = torch.searchsorted(tags, places.clamp(min=0), right=True) - 1
+        embeddings = inputs.get("inputs_embeds")
+        if self.num_images > 1 and embeddings is not None:
+            is_tag = (embeddings == self.tag.to(embeddings.dtype)).all(dim=2)
+            self.shown = (is_tag.cumsum(dim=1) - 1).clamp(min=0)
 
     def before_layer(self, number: int, gated: GatedLayer) -> Any:
         def attend(layer: nn.Module, args: tuple[Any, ...], inputs: dict[str, Any]) -> Any:
@@ -134,13 +136,13 @@ class _Reading:
                 numbers.update(rows, rows)
             rows = cache.layers[self.num_layers].keys[:, 0, 0, 0].long()
             key, value = key[rows], value[rows]
-        if len(self.tags) == 1:
+        if self.num_images == 1:
             return KeyValue(key, value)
         image_of_slot = torch.arange(key.shape[2], device=key.device) // self.num_tokens  # (N,)
         if self.shown is None:
-            mask = (image_of_slot == len(self.tags) - 1).expand(len(key), 1, 1, -1)
+            mask = (image_of_slot == self.num_images - 1).expand(len(key), 1, 1, -1)
         else:
-            mask = (image_of_slot == self.shown[:, :, None])[:, None]  # (R, 1, S, N)
+            mask = (image_of_slot == self.shown[:, :, None])[:, None]  # (G, 1, S, N)
         return KeyValue(key, value, mask)
 
 

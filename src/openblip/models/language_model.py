@@ -4,7 +4,7 @@ Visual prompts stand before the text: in a decoder (OPT, GPT-2, Llama, ...) befo
 encoder-decoder (T5, BART, ...) before the encoder's. Padding is placed by this file and never by the
 tokenizer's mutable `padding_side`: at the right in training, at the very left in generation.
 
-R rows, Q visual prompts, T text tokens, S = Q + T, Dl width of the language model, V vocabulary.
+R rows, Q visual prompts, T text tokens, S = Q + T, G sequences of I rows, Dl width of the language model, V vocabulary.
 """
 
 from abc import ABC, abstractmethod
@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple, cast
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from openblip.errors import CheckpointError, ConfigError, MissingExtraError
@@ -23,7 +24,7 @@ IGNORED_LABEL = -100
 
 class Predicted(NamedTuple):
     """Logits (R, T, V) of a language model over texts, and the labels (R, T) that they are compared with. IGNORED_LABEL
-    marks what is not predicted: visual prompts, the text prompt and padding.
+    marks what is not predicted: visual prompts, the text prompt and padding. Of sequences, (G, S, V) and (G, S).
     """
 
     logits: Tensor
@@ -56,11 +57,20 @@ class LanguageModel(nn.Module, ABC):
         return bool(self.model.config.is_encoder_decoder)
 
     def predict(
-        self, visual: Tensor, prompts: Sequence[str], texts: Sequence[str], max_text_tokens: int | None
+        self,
+        visual: Tensor,
+        prompts: Sequence[str],
+        texts: Sequence[str],
+        max_text_tokens: int | None,
+        rows_per_sequence: int = 1,
     ) -> Predicted:
         """Predict each text after its visual prompts (R, Q, Dl) and its text prompt. Only the text and its end token
         are predicted. A text that is too long for `max_text_tokens`, prompt included, is cut before its end token,
         which always stays; None cuts nothing.
+
+        rows_per_sequence: So many rows are read as one sequence, as in Flamingo (arXiv 2204.14198): a text also follows
+        the visual prompts and texts of the rows before it. The last sequence may have fewer rows. Raises ConfigError
+        when a sequence is longer than the model can read, or if an encoder reads the prompts.
         """
         rows = []
         for prompt, text in zip(prompts, texts, strict=True):
@@ -70,11 +80,12 @@ class LanguageModel(nn.Module, ABC):
             is_cut, limit = row != whole, max_text_tokens or 0
             count_text(prompt + text, num_tokens=len(row[1]), num_unknown=unknown, is_cut=is_cut, limit=limit)
             rows.append(row)
-        return self._predict(visual, [prompt for prompt, _ in rows], [[*text, self.end_id] for _, text in rows])
+        written = [[*text, self.end_id] for _, text in rows]
+        return self._predict(visual, [prompt for prompt, _ in rows], written, rows_per_sequence)
 
     def predict_ids(self, visual: Tensor, prompts: Sequence[str], written: Sequence[Sequence[int]]) -> Predicted:
         """Predict token ids as `generate` writes them after the prompts, each row with its end token if it has one."""
-        return self._predict(visual, [self._prompt_ids(prompt) for prompt in prompts], written)
+        return self._predict(visual, [self._prompt_ids(prompt) for prompt in prompts], written, 1)
 
     def embed_example(self, prompt: str, text: str) -> Tensor:
         """The words of a prompt and the text that continues it as an example before other prompts, (T, Dl)."""
@@ -98,7 +109,9 @@ class LanguageModel(nn.Module, ABC):
         """As much of a prompt and the text after it as `predict` takes."""
 
     @abstractmethod
-    def _predict(self, visual: Tensor, prompts: list[list[int]], written: Sequence[Sequence[int]]) -> Predicted:
+    def _predict(
+        self, visual: Tensor, prompts: list[list[int]], written: Sequence[Sequence[int]], rows_per_sequence: int
+    ) -> Predicted:
         """Predict the token ids of each row in `written` after its prompt."""
 
     def generation_inputs(self, visual: Tensor, prompts: Sequence[str]) -> dict[str, Tensor]:
@@ -151,17 +164,36 @@ class CausalLanguageModel(LanguageModel):
         row = [*prompt, *text][: max_text_tokens - 1]
         return row[: len(prompt)], row[len(prompt) :]
 
-    def _predict(self, visual: Tensor, prompts: list[list[int]], written: Sequence[Sequence[int]]) -> Predicted:
+    def _predict(
+        self, visual: Tensor, prompts: list[list[int]], written: Sequence[Sequence[int]], rows_per_sequence: int
+    ) -> Predicted:
         rows = [[*prompt, *ids] for prompt, ids in zip(prompts, written, strict=True)]
         ids, mask, inputs, input_mask = self._embed(visual, rows)
-        logits = self.model(inputs_embeds=inputs, attention_mask=input_mask, use_cache=False).logits
         starts = torch.tensor([len(prompt) for prompt in prompts], device=ids.device)
         predicted = mask & (torch.arange(ids.shape[1], device=ids.device) >= starts[:, None])
         labels = ids.masked_fill(~predicted, IGNORED_LABEL)
-        first = visual.shape[1]
-        if first:  # the last visual prompt predicts the first token of the text
-            return Predicted(logits[:, first - 1 : -1], labels)
-        return Predicted(logits[:, :-1], labels[:, 1:])
+        labels = F.pad(labels, (visual.shape[1], 0), value=IGNORED_LABEL)  # (R, S)
+        if rows_per_sequence > 1:
+            inputs, input_mask, labels = self._join(inputs, input_mask, labels, rows_per_sequence)
+        logits = self.model(inputs_embeds=inputs, attention_mask=input_mask, use_cache=False).logits
+        first = max(visual.shape[1], 1)  # each token is predicted by the one before it
+        return Predicted(logits[:, first - 1 : -1], labels[:, first:])
+
+    def _join(self, inputs: Tensor, mask: Tensor, labels: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Embeddings (R, S, Dl), mask and labels (R, S) of rows -> those of sequences of `count` rows, padded at the
+        right.
+        """
+        inputs, mask, labels = (sequences_of(each, count).flatten(1, 2) for each in (inputs, mask, labels))
+        longest, most = int(mask.sum(dim=1).max()), getattr(self.model.config, "max_position_embeddings", None)
+        if most is not None and longest > most:
+            raise ConfigError(
+                f"{count} images with their texts are {longest} tokens, and the language model reads {most} at most: "
+                "put fewer in a sequence (--task.images-per-sequence)."
+            )
+        order = mask.argsort(dim=1, descending=True, stable=True)[:, :longest]  # padding behind the rest
+        inputs = inputs.gather(1, order[..., None].expand(-1, -1, inputs.shape[2]))
+        mask = mask.gather(1, order)
+        return inputs, mask, labels.gather(1, order).masked_fill(mask == 0, IGNORED_LABEL)
 
     def generation_inputs(self, visual: Tensor, prompts: Sequence[str]) -> dict[str, Tensor]:
         inputs, mask = super().generation_inputs(visual, prompts).values()
@@ -190,7 +222,14 @@ class Seq2SeqLanguageModel(LanguageModel):
         body = prompt[: len(prompt) - num_last][: max_text_tokens - num_last]
         return [*body, *self.last_ids], text[: max_text_tokens - 1]
 
-    def _predict(self, visual: Tensor, prompts: list[list[int]], written: Sequence[Sequence[int]]) -> Predicted:
+    def _predict(
+        self, visual: Tensor, prompts: list[list[int]], written: Sequence[Sequence[int]], rows_per_sequence: int
+    ) -> Predicted:
+        if rows_per_sequence > 1:
+            raise ConfigError(
+                "Only a decoder reads several images and texts as one sequence, and this language model has an "
+                "encoder: leave out --task.images-per-sequence."
+            )
         *_, inputs, input_mask = self._embed(visual, prompts)
         ids, mask = padded_right(written, self.pad_id, visual.device)
         labels = ids.masked_fill(~mask, IGNORED_LABEL)  # the model shifts them itself
@@ -212,6 +251,13 @@ def padded_right(rows: Sequence[Sequence[int]], pad_id: int, device: torch.devic
     ).view(len(rows), longest)
     lengths = torch.tensor([len(row) for row in rows], device=device)
     return ids, torch.arange(longest, device=device) < lengths[:, None]
+
+
+def sequences_of(rows: Tensor, count: int) -> Tensor:
+    """(R, ...) -> (G, I, ...): `count` rows after one another make a sequence; missing ones of the last are zeros."""
+    missing = -len(rows) % count
+    whole = torch.cat([rows, rows.new_zeros(missing, *rows.shape[1:])])
+    return whole.view(-1, count, *rows.shape[1:])
 
 
 def _added_ids(tokenizer: Any) -> tuple[list[int], list[int]]:

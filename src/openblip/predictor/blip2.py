@@ -111,13 +111,12 @@ class Blip2Predictor(BasePredictor):
         normalized, prompts = self._question_prompts(questions)
         visual = self._visual_prompts(self.encode(list(images)).tokens, normalized)  # (B, Q, Dl)
         language = self.model.require_language()
-        parts, tags = list[Tensor](), list[int]()
+        parts = list[Tensor]()
         with self.model.attending(visual) as shown:
             for seen, prompt, answer in zip(shown, prompts, answers, strict=True):
-                tags.append(sum(map(len, parts)))
                 parts += [seen, language.embed_example(prompt, plain_text(answer)).to(seen.dtype)]
         view = copy(self)
-        view._examples = ShownExamples(visual, torch.cat(parts), tuple(tags))
+        view._examples = ShownExamples(visual, torch.cat(parts))
         return view
 
     def _text_seeds(self, decoding: Decoding, images: EncodedImages, texts: Sequence[str]) -> Seeds:

@@ -23,6 +23,7 @@ from openblip.recipes.run import Blip2Run, BlipRun
 from openblip.tasks import config as tasks
 
 CLIP = tasks.PretrainingConfig(objectives=("itc",), contrastive=tasks.InBatchConfig())
+INTERLEAVED = tasks.Blip2Stage2Config(images_per_sequence=4)
 
 
 def clip_base() -> BlipRun:
@@ -138,10 +139,10 @@ def resampler_base() -> Blip2Run:
 def flamingo_base() -> Blip2Run:
     """Train gated cross-attention before every fourth layer of a frozen OPT-2.7B, as in Flamingo-9B, and a resampler.
 
-    Source: Flamingo (arXiv 2204.14198), section 3. There web pages with interleaved images are trained on too. Cost:
-    twice blip2-stage2-opt. Expected: no score of the paper.
+    Source: Flamingo (arXiv 2204.14198), section 3. Its interleaved images and texts are those of web pages; here they
+    are pairs of the data, four in a sequence. Cost: twice blip2-stage2-opt. Expected: no score of the paper.
     """
-    return resampler_base().derive("flamingo-base", gated=GatedConfig(num_heads=32, mlp_dim=10240))
+    return resampler_base().derive("flamingo-base", gated=GatedConfig(num_heads=32, mlp_dim=10240), task=INTERLEAVED)
 
 
 def _around_opt(name: str, connector: ConnectorConfig) -> Blip2Run:
@@ -188,12 +189,11 @@ def resampler_mini() -> Blip2Run:
 def flamingo_mini() -> Blip2Run:
     """Train gated cross-attention layers within a frozen language model, and a resampler between it and the images.
 
-    Source: Flamingo (arXiv 2204.14198), section 3. There web pages with interleaved images are trained on too; here
-    each caption has its image, and examples come in the prompt of the trained model. Cost: ten minutes. Expected:
-    docs/results.md.
+    Source: Flamingo (arXiv 2204.14198), section 3. Its interleaved images and texts are those of web pages; here they
+    are pairs of the data, four in a sequence. Cost: ten minutes. Expected: docs/results.md.
     """
-    resampler = resampler_mini()
-    return resampler.derive("flamingo-mini", gated=GatedConfig(num_layers=2, num_heads=4, mlp_dim=512))
+    gated = GatedConfig(num_layers=2, num_heads=4, mlp_dim=512)
+    return resampler_mini().derive("flamingo-mini", gated=gated, task=INTERLEAVED)
 
 
 def _with_connector(name: str, connector: ConnectorConfig) -> Blip2Run:

@@ -93,16 +93,19 @@ class PromptedTask(Blip2Task):
     vocabulary_option = "--language.source"
     text_limit = "--max-text-tokens; of what the Q-Former reads, --data.max-text-length"
 
-    def predict(self, batch: PromptedBatch) -> Predicted:
-        """Logits (R, T, V) and labels (R, T) of a batch's texts; each image is encoded once."""
+    def predict(self, batch: PromptedBatch, images_per_sequence: int = 1) -> Predicted:
+        """Logits (R, T, V) and labels (R, T) of a batch's texts; each image is encoded once. With `images_per_sequence`
+        a text follows other images and texts of the batch, as in `Blip2.predict_text`.
+        """
         features = self.encode(batch.pixels)
         if batch.instructions is None:
             visual = self.model.visual_prompts(self.model.encode_visual(features))  # (B, Q, Dl)
-            return self.model.predict_text(visual[batch.owners], batch.prompts, batch.texts)
+            return self.model.predict_text(visual[batch.owners], batch.prompts, batch.texts, images_per_sequence)
         ids, mask = batch.instructions.ids, batch.instructions.mask
         image_kv = self.model.image_kv(features).select(batch.owners)
         queries = self.model.encode_multimodal(ids, mask, image_kv)  # (R, Q, D)
-        return self.model.predict_text(self.model.visual_prompts(queries), batch.prompts, batch.texts)
+        visual = self.model.visual_prompts(queries)
+        return self.model.predict_text(visual, batch.prompts, batch.texts, images_per_sequence)
 
     def forward(self, batch: PromptedBatch, step: int, generator: torch.Generator) -> dict[str, Tensor]:
         """The loss lm: cross-entropy of the texts after their prompts, the mean over tokens."""
@@ -133,7 +136,7 @@ class Blip2Stage2(PromptedTask):
         if self.model.require_language().is_encoder_decoder and not any(batch.prompts):
             prompts, rests = split_texts(batch.texts, split_at_random, 1, generator)
             batch = replace(batch, prompts=prompts, texts=rests)
-        return super().forward(batch, step, generator)
+        return {"lm": lm_loss(*self.predict(batch, self.config.images_per_sequence))}
 
 
 @dataclass(frozen=True, kw_only=True)

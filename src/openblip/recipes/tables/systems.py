@@ -50,7 +50,7 @@ CONNECTED = {
     "Flamingo-style": "flamingo",
 }
 """The recipes, without the size, that say what stands in place of the Q-Former, without stage 1."""
-PARTS = ("qformer", "tokenizer", "text_init", "connector", "gated", "train_vision")
+PARTS = ("qformer", "tokenizer", "text_init", "connector", "gated", "train_vision", "task")
 """The fields of a run by which they say it."""
 
 
