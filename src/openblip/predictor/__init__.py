@@ -11,7 +11,7 @@ import torch
 from openblip.checkpoints.backbones import Quantization, quantize_language_model
 from openblip.checkpoints.checkpoint import Blip2Checkpoint, EncoderToken, checked_encoder_token
 from openblip.checkpoints.loading import is_transformers_model, load_checkpoint
-from openblip.distributed import find_device
+from openblip.distributed import find_device, has_bfloat16
 from openblip.errors import ConfigError
 from openblip.nn.linear import can_pack
 from openblip.predictor.base import BasePredictor
@@ -56,20 +56,12 @@ def find_dtype(dtype: torch.dtype | str | None, device: torch.device, num_weight
     if dtype == "int8" and device.type != "cpu":
         raise ConfigError(f"dtype is int8, which is for CPUs; on {device.type} choose auto.")
     if dtype == "int8" or (dtype == "auto" and (device.type != "cpu" or num_weights > AUTO_WEIGHTS)):
-        return torch.bfloat16 if _has_bfloat16(device) else torch.float32
+        return torch.bfloat16 if has_bfloat16(device) else torch.float32
     dtype = "float32" if dtype in (None, "auto") else dtype
     found = getattr(torch, dtype) if dtype in DTYPES else dtype
     if not (isinstance(found, torch.dtype) and found.is_floating_point and found.itemsize > 1):
         raise ConfigError(f"dtype is {dtype}: choose one of {', '.join(DTYPES)}, int8 and auto.")
     return found
-
-
-def _has_bfloat16(device: torch.device) -> bool:
-    """Whether a device has instructions for bfloat16."""
-    if device.type == "cuda":
-        with torch.cuda.device(device):
-            return bool(torch.cuda.is_bf16_supported(including_emulation=False))
-    return device.type == "cpu" and (torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported())
 
 
 def instruction_set(device: torch.device) -> str:

@@ -262,10 +262,11 @@ class TrainingJob(AblationJob):
 
         if (saved := RunFolder(self.folder).read_config()) is None:
             return []
-        before = asdict(with_settings(self.run, saved))
+        earlier = with_settings(self.run, saved)
+        before = asdict(earlier)
         root_then, root_now = (str(Path(out).parents[1]) for out in (before["out"], self.folder))
         moved = json.loads(json.dumps(before).replace(root_then, root_now))
-        return [str(change) for change in differences(moved, asdict(self.run))]
+        return [str(change) for change in differences(moved, asdict(self.run.in_precision(earlier)))]
 
     def estimate(self, preset: "Preset") -> float:
         return preset.overhead + self.run.training.steps * preset.seconds_per_step.get(self.run.recipe, 0.0)

@@ -130,7 +130,7 @@ class Run(ABC):
         from openblip.training.trainer import Trainer
 
         self.check()
-        data, training = self.data, self.training
+        data, training = self.data, self.in_precision().training
         assert data.source is not None  # `check` has seen to it
         mixture = open_mixture(data.source, **data.reading)
         # The samples of the validation may be those that need the folder of images.
@@ -158,6 +158,17 @@ class Run(ABC):
         save = partial(self.save, checkpoint)
         return Trainer(task, load, training, RunFolder(self.out), process, save, validate)
 
+    def in_precision(self, before: "Run | None" = None) -> Self:
+        """This run with a precision where `training.dtype` is "auto": that of the run before, which it goes on with, or
+        else what this machine is fastest in.
+        """
+        from openblip.distributed import find_device, has_bfloat16
+
+        if self.training.dtype != "auto":
+            return self
+        dtype = before.training.dtype if before else "bfloat16" if has_bfloat16(find_device()) else "float32"
+        return replace(self, training=replace(self.training, dtype=dtype))
+
     def train(self, resume: bool = False) -> bool:
         """Train, or with `resume` continue, and write model/. False when a signal stopped the training.
 
@@ -170,9 +181,12 @@ class Run(ABC):
         from openblip.training.run_folder import RunFolder, differences
 
         self.check()
-        folder, config = RunFolder(self.out), asdict(self)
+        folder = RunFolder(self.out)
         saved = folder.read_config()
         before = None if saved is None else with_settings(self, saved)
+        if self.training.dtype == "auto":
+            return self.in_precision(before).train(resume)
+        config = asdict(self)
         changes = folder.compare(before and asdict(before), config, resume)
         with process_group() as process, ExitStack() as afterwards:
             if self.training.num_threads is not None:

@@ -56,9 +56,10 @@ class TrainingConfig:
     it, at every step; the last block this share of that of all outside the encoder. None: all alike."""
     clip_norm: float | None = None
     """Largest norm of the joint gradient; None for no clipping."""
-    dtype: Literal["bfloat16", "float32"] = "bfloat16"
-    """Precision of losses and gradients; weights and optimizer are float32 in both. With a language model
-    bfloat16 is autocast, otherwise the weights are cast once a step."""
+    dtype: Literal["auto", "bfloat16", "float32"] = "auto"
+    """Precision of losses and gradients; weights and optimizer are float32 in all. With a language model
+    bfloat16 is autocast, otherwise the weights are cast once a step. auto: bfloat16 where the device has
+    instructions for it, float32 elsewhere; a run keeps what it was begun with."""
     shard_frozen: bool = False
     """Divide frozen language models (all frozen models of transformers) among the processes, block by block
     (FSDP2); what is trained stays on each."""
