@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from openblip.recipes.ablation import VQA_ACCURACY, AblationTable, Plan, Variant
 from openblip.recipes.systems import INTERLEAVED
-from openblip.recipes.tables.blip2_examples import NUMBERS
+from openblip.recipes.tables.blip2_examples import NUMBERS_OF_EXAMPLES
 from openblip.recipes.tables.blip2_stage1 import train_stage2
 from openblip.recipes.tables.systems import connector_settings
 from openblip.tasks.config import Blip2Stage2Config
@@ -24,7 +24,7 @@ def variants(plan: Plan) -> dict[str, Variant]:
     return {
         f"{name}, {label}": Variant(model=model, options={"vqa": {"num_examples": number}})
         for name, model in sorted(models.items())
-        for number, label in NUMBERS.items()
+        for number, label in NUMBERS_OF_EXAMPLES.items()
     }
 
 
@@ -41,7 +41,7 @@ TABLE = AblationTable(
     better=tuple(
         (f"{name}, sequences, {label}", f"{name}, pairs, {label}")
         for name in ("BLIP-2", "Flamingo-style")
-        for number, label in NUMBERS.items()
+        for number, label in NUMBERS_OF_EXAMPLES.items()
         if number
     ),
 )

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 import openblip
+from openblip import distributed
 from openblip.cli.evaluate import TaskName
 from openblip.cli.main import COMMANDS
 from openblip.emoji_scenes.writer import write_emoji_scenes
@@ -45,6 +46,18 @@ def test_a_recipe_trains_and_its_model_loads(run: Any, tmp_path: Path, words: li
     assert {"caption", "match", "similarity"} <= openblip.load(out / "model").tasks
     run(*words, code=2)  # never written over
     run(*words, "--training.dtype=float32", "--resume")
+
+
+@pytest.mark.parametrize("has_instructions", [True, False])
+def test_a_run_keeps_the_precision_that_it_was_begun_with(
+    run: Any, tmp_path: Path, words: list[object], monkeypatch: pytest.MonkeyPatch, has_instructions: bool
+) -> None:
+    """It is float32 where the processor has no instructions for bfloat16, and does not change on another machine."""
+    for more in ([], ["--resume"]):
+        monkeypatch.setattr(distributed, "has_bfloat16", lambda device: has_instructions is (not more))  # noqa: B023
+        run(*words, *more)
+        config = json.loads((tmp_path / "run" / "config.json").read_text())
+        assert config["training"]["dtype"] == ("bfloat16" if has_instructions else "float32")
 
 
 def test_a_run_goes_on_with_the_settings_of_its_folder(run: Any, tmp_path: Path, words: list[object]) -> None:

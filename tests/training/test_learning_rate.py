@@ -6,7 +6,7 @@ from torch import nn
 
 from openblip.errors import ConfigError
 from openblip.training.config import TrainingConfig
-from openblip.training.optimizer import learning_rate_at, make_optimizers
+from openblip.training.optimizer import Float32Muon, learning_rate_at, make_optimizers
 
 
 def config(**changes: object) -> TrainingConfig:
@@ -53,12 +53,13 @@ def test_only_matrices_decay_and_frozen_weights_stay() -> None:
     assert set(values.values()) == {1.0}
 
 
-def test_muon_turns_the_gradient_of_linear_layers_orthogonal() -> None:
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+def test_muon_turns_the_gradient_of_linear_layers_orthogonal(dtype: str) -> None:
     """Their update has near equal singular values and the size of AdamW's; AdamW keeps the rest."""
     torch.manual_seed(0)
     module = nn.ModuleDict({"linear": nn.Linear(128, 64), "embedding": nn.Embedding(4, 8)})
     before = {name: parameter.detach().clone() for name, parameter in module.named_parameters()}
-    settings = config(learning_rate=1e-3, muon_learning_rate=0.1, weight_decay=0.0)
+    settings = config(learning_rate=1e-3, muon_learning_rate=0.1, weight_decay=0.0, dtype=dtype)
     optimizers = make_optimizers(module, settings)
     optimizers.set_learning_rate(0.5)
     for parameter in module.parameters():
@@ -74,6 +75,27 @@ def test_muon_turns_the_gradient_of_linear_layers_orthogonal() -> None:
     assert steps["linear.weight"].square().mean().sqrt() == pytest.approx(0.5 * 0.1 * 0.2, rel=0.2)
     for name in ("linear.bias", "embedding.weight"):  # the first update of Adam is the sign of the gradient
         torch.testing.assert_close(steps[name].abs(), torch.full_like(steps[name], 0.5 * 1e-3), rtol=1e-3, atol=0)
+
+
+def test_muon_in_float32_is_torchs_without_its_rounding() -> None:
+    """In the second step momentum and decay count too, and the state of one is that of the other."""
+    torch.manual_seed(0)
+    gradients = [[torch.randn(24, 40), torch.randn(40, 24)] for _ in range(2)]
+    settings = [{"lr": 0.1, "weight_decay": 0.05, "adjust_lr_fn": "match_rms_adamw"}] * 2
+    ours, torchs = ([nn.Parameter(torch.ones_like(g)) for g in gradients[0]] for _ in range(2))
+    optimizers = [
+        each(w, **s) for each, w, s in zip((Float32Muon, torch.optim.Muon), (ours, torchs), settings, strict=True)
+    ]
+    for step in gradients:
+        for weights, optimizer in zip((ours, torchs), optimizers, strict=True):
+            for weight, gradient in zip(weights, step, strict=True):
+                weight.grad = gradient.clone()
+            optimizer.step()
+    for found, expected in zip(ours, torchs, strict=True):
+        torch.testing.assert_close(found, expected, rtol=0, atol=2e-3)
+        assert (found - 1).abs().max() > 0.02
+    optimizers[0].load_state_dict(optimizers[1].state_dict())
+    assert set(optimizers[0].state[ours[0]]) == {"momentum_buffer"}
 
 
 RATES = ("learning_rate", "muon_learning_rate")

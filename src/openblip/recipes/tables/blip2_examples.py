@@ -3,7 +3,7 @@
 from openblip.recipes.ablation import VQA_ACCURACY, AblationTable, Measure, Plan, Variant
 from openblip.recipes.tables.blip2_stage1 import LANGUAGE_NAMES, train_stage2
 
-NUMBERS = {0: "no example", 1: "one example", 4: "four examples"}
+NUMBERS_OF_EXAMPLES = {0: "no example", 1: "one example", 4: "four examples"}
 ANSWER_CALIBRATION = Measure(
     name="calibration error of answers, %",
     task="vqa",
@@ -18,7 +18,7 @@ def variants(plan: Plan) -> dict[str, Variant]:
     stage1, rows = plan.stage1(), {}
     for kind, name in LANGUAGE_NAMES.items():
         model = train_stage2(plan, plan.stage2(kind, stage1)).model
-        for number, label in NUMBERS.items():
+        for number, label in NUMBERS_OF_EXAMPLES.items():
             rows[f"{name}, {label}"] = Variant(model=model, options={"vqa": {"num_examples": number}})
     return rows
 
