@@ -360,6 +360,7 @@ def test_a_table_is_there_as_soon_as_it_is_measured(tmp_path: Path, monkeypatch:
                     write_json(request.file, {"cider": 1.0, "itc": {"tr_r1": 0.5, "ir_r1": 0.5}})
             elif isinstance(job, TrainingJob):
                 write_json(job.folder / "job.json", {"core_seconds": 60})
+                write_json(job.folder / "config.json", {"training": {"dtype": "float32"}})
                 write_json(job.folder / "model" / "config.json", {})
             options["after_each"]()
             there.append(len([*tmp_path.glob("*/table.md")]))
@@ -373,7 +374,8 @@ def test_a_table_is_there_as_soon_as_it_is_measured(tmp_path: Path, monkeypatch:
     assert there.index(1) < there.index(2)
     took = [read_json(tmp_path / name / "results.json")["core_minutes"] for name in names]
     assert took == [4.0, 6.0]  # two rows, and three of which the first table has one too
-    assert "6 core-minutes of training, shared ones included." in (tmp_path / names[1] / "table.md").read_text()
+    shown = (tmp_path / names[1] / "table.md").read_text()
+    assert "6 core-minutes of training in float32, shared ones included." in shown
 
 
 def test_the_guide_shows_tables_and_systems_as_they_are() -> None:

@@ -13,7 +13,16 @@ from typing import Any, Literal, NamedTuple
 
 from openblip.errors import MissingExtraError
 from openblip.files import atomic_file, read_json, write_json, write_text
-from openblip.recipes.ablation import AblationTable, EvaluationJob, Measure, Plan, Variant, in_order
+from openblip.recipes.ablation import (
+    AblationJob,
+    AblationTable,
+    EvaluationJob,
+    Measure,
+    Plan,
+    TrainingJob,
+    Variant,
+    in_order,
+)
 from openblip.recipes.measure import Request
 
 SeedValues = Mapping[str, Sequence[float]]  # by label: one value for each seed
@@ -81,7 +90,8 @@ def to_markdown(table: AblationTable, results: Mapping[str, SeedValues], facts: 
     lines = [f"# {table.title}", "", table.claim, "", f"{table.differs} {table.remarks}".strip(), ""]
     made = str(facts["made"])
     if minutes := facts.get("core_minutes"):
-        made += f" {minutes:.0f} core-minutes of training, shared ones included."
+        precision = f" in {' and '.join(facts['precisions'])}" if facts.get("precisions") else ""
+        made += f" {minutes:.0f} core-minutes of training{precision}, shared ones included."
     lines += [f"`{facts['command']}`", "", made, ""]
     head, rule = [""], ["---"]
     for measure in shown:
@@ -244,16 +254,24 @@ class PlannedTable:
         """Whether nothing is missing any more."""
         return all(request.file.exists() for request in self.requests(plans))
 
-    def core_minutes(self, plans: Sequence[Plan]) -> float:
-        """What its trainings and runs of CapFilt took that are done, those that other tables share included."""
+    def _behind(self, plans: Sequence[Plan]) -> list[AblationJob]:
+        """Its trainings and runs of CapFilt, those that other tables share included."""
         jobs, files = plans[0].jobs, {request.file for request in self.requests(plans)}
         wanted = [
             name
             for name, job in jobs.items()
             if isinstance(job, EvaluationJob) and any(request.file in files for request in job.requests)
         ]
-        behind = (job for job, _ in in_order(jobs, wanted) if not isinstance(job, EvaluationJob))
-        return sum(job.seconds or 0.0 for job in behind) / 60
+        return [job for job, _ in in_order(jobs, wanted) if not isinstance(job, EvaluationJob)]
+
+    def core_minutes(self, plans: Sequence[Plan]) -> float:
+        """What the trainings and runs of CapFilt behind it took, as far as they are done."""
+        return sum(job.seconds or 0.0 for job in self._behind(plans)) / 60
+
+    def precisions(self, plans: Sequence[Plan]) -> list[str]:
+        """Those of the trainings behind it that are done; machines may differ in it."""
+        trainings = (job for job in self._behind(plans) if isinstance(job, TrainingJob) and job.is_done)
+        return sorted({str(read_json(job.folder / "config.json")["training"]["dtype"]) for job in trainings})
 
     def results(self, plans: Sequence[Plan]) -> tuple[dict[str, dict[str, list[float]]], dict[str, list[CurveValues]]]:
         """The values of each measure by label, and the curves; what is not measured yet is left out."""
@@ -294,7 +312,8 @@ def plan_tables(tables: Mapping[str, AblationTable], plans: Sequence[Plan]) -> d
 def write_table(name: str, planned: PlannedTable, plans: Sequence[Plan], facts: Mapping[str, Any]) -> str | None:
     """Write OUT/NAME/ with what is measured by now; returns why there is no plot, if there is none."""
     folder, table = plans[0].root / name, planned.table
-    facts = {**facts, "core_minutes": round(planned.core_minutes(plans), 1)}
+    took = {"core_minutes": round(planned.core_minutes(plans), 1), "precisions": planned.precisions(plans)}
+    facts = {**facts, **took}
     values, curves = planned.results(plans)
     differences = {
         measure.name: [asdict(difference) for difference in pairs] for measure, pairs in judge_measures(table, values)
