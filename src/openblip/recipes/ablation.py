@@ -269,7 +269,9 @@ class TrainingJob(AblationJob):
         return [str(change) for change in differences(moved, asdict(self.run.in_precision(earlier)))]
 
     def estimate(self, preset: "Preset") -> float:
-        return preset.overhead + self.run.training.steps * preset.seconds_per_step.get(self.run.recipe, 0.0)
+        in_float32 = self.run.in_precision().training.dtype == "float32"
+        seconds = preset.seconds_per_step.get(self.run.recipe, 0.0) * (preset.float32_factor if in_float32 else 1.0)
+        return preset.overhead + self.run.training.steps * seconds
 
 
 @dataclass(frozen=True, kw_only=True)
