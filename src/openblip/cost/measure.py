@@ -13,6 +13,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -28,7 +29,7 @@ from openblip.data.batch import ImageTextBatch
 from openblip.data.config import Augmentation, Preprocessing
 from openblip.data.images import read_image
 from openblip.data.tokenizer import Tokens
-from openblip.distributed import find_device
+from openblip.distributed import find_device, has_bfloat16
 from openblip.generation.decoding import Nucleus
 from openblip.models import flops
 from openblip.models.blip import Blip
@@ -176,7 +177,7 @@ def _train_speed(
 
     def step() -> None:
         task.zero_grad()
-        with bfloat16_weights(task):  # as the trainer
+        with bfloat16_weights(task) if has_bfloat16(device) else nullcontext():  # as the trainer
             losses = task(batch, 0, generator)
             torch.stack(list(losses.values())).sum().backward()
         optimizers.step()
