@@ -32,8 +32,8 @@ TABLE = AblationTable(
     title="Examples in the prompt, after a training on sequences of images and texts",
     claim="Examples harm less, or help, after a training on sequences.",
     differs=(
-        "Whether the language model, an OPT, has read one image and its caption at a time or sequences of four, and "
-        "how many answered questions it reads before the question."
+        "Whether the language model, an OPT, has read one image and its caption at a time or sequences of up to four, "
+        "and how many answered questions it reads before the question."
     ),
     variants=variants,
     measures=(VQA_ACCURACY,),

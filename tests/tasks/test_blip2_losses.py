@@ -8,6 +8,7 @@ from tiny_tasks import make_blip2, prompted, texts
 from torch import Tensor
 
 from openblip.models.blip2 import Blip2
+from openblip.objectives import lm_loss
 from openblip.tasks.base import Blip2Task
 from openblip.tasks.config import Blip2Stage1Config
 from openblip.tasks.contrastive import Blip2Stage1
@@ -61,6 +62,17 @@ def test_without_a_prompt_every_word_is_predicted() -> None:
     start = len(language.first_ids)
     expected = F.cross_entropy(logits[start : len(ids)], torch.tensor(ids[start:]))
     torch.testing.assert_close(run(task, batch)["lm"], expected, atol=1e-5, rtol=1e-5)
+
+
+def test_sequences_have_one_pair_or_several_and_are_learned_whole() -> None:
+    """Every number of pairs is drawn; the loss is the mean over the texts of all sequences."""
+    task, _ = make_blip2("stage2-opt")
+    task.config = replace(task.config, images_per_sequence=3)
+    batch = texts([3, 5, 2, 4, 1])
+    of_count = {count: float(lm_loss(*task.predict(batch, count))) for count in (1, 2, 3)}
+    assert len(set(of_count.values())) == 3
+    drawn = [float(task(batch, 0, torch.Generator().manual_seed(seed))["lm"]) for seed in range(20)]
+    assert {round(loss, 5) for loss in drawn} == {round(loss, 5) for loss in of_count.values()}
 
 
 def test_an_encoder_reads_the_prefix_and_the_decoder_writes_the_rest() -> None:

@@ -140,7 +140,7 @@ def flamingo_base() -> Blip2Run:
     """Train gated cross-attention before every fourth layer of a frozen OPT-2.7B, as in Flamingo-9B, and a resampler.
 
     Source: Flamingo (arXiv 2204.14198), section 3. Its interleaved images and texts are those of web pages; here they
-    are pairs of the data, four in a sequence. Cost: twice blip2-stage2-opt. Expected: no score of the paper.
+    are pairs of the data, one to four in a sequence. Cost: twice blip2-stage2-opt. Expected: no score of the paper.
     """
     return resampler_base().derive("flamingo-base", gated=GatedConfig(num_heads=32, mlp_dim=10240), task=INTERLEAVED)
 
@@ -190,7 +190,7 @@ def flamingo_mini() -> Blip2Run:
     """Train gated cross-attention layers within a frozen language model, and a resampler between it and the images.
 
     Source: Flamingo (arXiv 2204.14198), section 3. Its interleaved images and texts are those of web pages; here they
-    are pairs of the data, four in a sequence. Cost: ten minutes. Expected: docs/results.md.
+    are pairs of the data, one to four in a sequence. Cost: ten minutes. Expected: docs/results.md.
     """
     gated = GatedConfig(num_layers=2, num_heads=4, mlp_dim=512)
     return resampler_mini().derive("flamingo-mini", gated=gated, task=INTERLEAVED)

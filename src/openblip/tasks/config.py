@@ -136,8 +136,9 @@ class Blip2Stage2Config:
     """Stands before every caption and is not predicted, as in fine-tuning (section 4.2); an encoder reads it
     in place of the caption's beginning. Empty for none."""
     images_per_sequence: int = 1
-    """How many pairs of a batch a decoder reads as one sequence, each image before its caption (Flamingo, arXiv
-    2204.14198): it then learns to write after other images and texts, which is what examples in a prompt are."""
+    """The largest number of pairs that a decoder reads as one sequence, each image before its caption (Flamingo, arXiv
+    2204.14198): it then learns to write after other images and texts, which is what examples in a prompt are. Every
+    step draws the number, from 1 on."""
 
     def __post_init__(self) -> None:
         if self.images_per_sequence < 1:

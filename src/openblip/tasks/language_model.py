@@ -136,7 +136,9 @@ class Blip2Stage2(PromptedTask):
         if self.model.require_language().is_encoder_decoder and not any(batch.prompts):
             prompts, rests = split_texts(batch.texts, split_at_random, 1, generator)
             batch = replace(batch, prompts=prompts, texts=rests)
-        return {"lm": lm_loss(*self.predict(batch, self.config.images_per_sequence))}
+        most = self.config.images_per_sequence
+        count = int(torch.randint(1, most + 1, (), generator=generator))  # the same in all processes
+        return {"lm": lm_loss(*self.predict(batch, count))}
 
 
 @dataclass(frozen=True, kw_only=True)
