@@ -14,7 +14,7 @@ def test_auto_is_resolved_for_each_model_and_by_every_worker_alike(
 ) -> None:
     sizes = {name: openblip_parameters(name) for name in ("openblip-mini-captioner", "openblip-mini-filter")}
     monkeypatch.setattr(predictor, "AUTO_WEIGHTS", sum(sizes.values()) // 2)
-    monkeypatch.setattr(predictor, "_has_bfloat16", lambda device: True)
+    monkeypatch.setattr(predictor, "has_bfloat16", lambda device: True)
     (tmp_path / "pairs.jsonl").write_text('{"image": "a.png", "caption": "a dog"}\n')
     config = CapFiltConfig(source=str(tmp_path / "pairs.jsonl"), captioner=min(sizes, key=sizes.__getitem__),
                            filter=max(sizes, key=sizes.__getitem__))  # fmt: skip

@@ -128,7 +128,11 @@ def test_a_worker_with_other_instructions_is_refused_by_name(
 ) -> None:
     memory = 80 * 2**20
     other = cluster.add_node(
-        num_cpus=4, num_gpus=1, node_name="other", object_store_memory=memory, env_vars={"ATEN_CPU_CAPABILITY": "avx2"}
+        num_cpus=4,
+        num_gpus=1,
+        node_name="other",
+        object_store_memory=memory,
+        env_vars={"ATEN_CPU_CAPABILITY": "default"},
     )
     options = EngineOptions(engine="ray", address=cluster.address, gpus_per_worker=1)
     summary = run_capfilt(replace(config, dtype="bfloat16"), tmp_path, engine=RayEngine(options))

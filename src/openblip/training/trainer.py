@@ -176,7 +176,7 @@ class Trainer:
         computed = self.operations.total - operations
         memory, per_step = round(peak_memory(device), 2), round(computed / (self.step - step) / 1e9, 4)
         self._mark()
-        speed = (round(rate, 2), round(computed / seconds / ceiling, 3), memory, per_step)
+        speed = (round(rate, 2), round(computed / seconds / ceiling, 5), memory, per_step)
         return dict(zip(SPEED, speed, strict=True))
 
     def _train_step(self, batches: Iterator[LoadedBatch], note: Callable[[str], None]) -> dict[str, float]:
