@@ -61,12 +61,16 @@ class Process(NamedTuple):
         return self.rank == 0
 
 
+def training_device() -> torch.device:
+    """Where this process trains: on its own GPU, or on the CPU."""
+    return torch.device(f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if torch.cuda.is_available() else "cpu")
+
+
 @contextmanager
 def process_group() -> Iterator[Process]:
     """Join torchrun's group: NCCL with GPUs, gloo without. A lost process ends the run after 10 minutes."""
-    device = torch.device("cpu")
-    if torch.cuda.is_available():
-        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+    device = training_device()
+    if device.type == "cuda":
         torch.cuda.set_device(device)
     process = Process(int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1")), device)
     if process.world_size == 1:

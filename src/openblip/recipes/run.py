@@ -160,13 +160,13 @@ class Run(ABC):
 
     def in_precision(self, before: "Run | None" = None) -> Self:
         """This run with a precision where `training.dtype` is "auto": that of the run before, which it goes on with, or
-        else what this machine is fastest in.
+        else bfloat16 where the device has instructions for it, and float32 elsewhere.
         """
-        from openblip.distributed import find_device, has_bfloat16
+        from openblip.distributed import has_bfloat16, training_device
 
         if self.training.dtype != "auto":
             return self
-        dtype = before.training.dtype if before else "bfloat16" if has_bfloat16(find_device()) else "float32"
+        dtype = before.training.dtype if before else "bfloat16" if has_bfloat16(training_device()) else "float32"
         return replace(self, training=replace(self.training, dtype=dtype))
 
     def train(self, resume: bool = False) -> bool:
