@@ -49,6 +49,22 @@ def test_work_of_an_earlier_run_counts_as_done_but_not_towards_the_rate(monkeypa
         assert bar.rate == pytest.approx(2.0)
 
 
+def test_slow_work_has_a_rate_per_hour_and_work_that_was_done_before_has_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [100.0]
+    monkeypatch.setattr("openblip.progress.time.monotonic", lambda: now[0])
+    with redirect_stderr(io.StringIO()) as stream, Progress("ablate", total=30, unit="jobs", done=10) as bar:
+        bar.advance(0)
+        now[0] += 600.0
+        bar.advance(5)
+        now[0] += 3000.0
+        bar.advance(15)
+    assert stream.getvalue().splitlines() == [
+        "ablate: 10/30 jobs (33%)",
+        "ablate: 15/30 jobs (50%), 30.0 jobs/h, 0:30:00 left",
+        "ablate: 30/30 jobs (100%), 20.0 jobs/h",
+    ]
+
+
 def test_a_terminal_gets_a_bar_and_notes_stay() -> None:
     with redirect_stderr(Terminal()) as stream, Progress("captioning", total=2, unit="images") as bar:
         bar.advance(1)

@@ -82,8 +82,12 @@ class Progress:
         return (self.done - self._first) / max(time.monotonic() - self._started, 1e-9)
 
     def _rate_text(self) -> str:
-        digits = 0 if self.rate >= 100 else 1 if self.rate >= 1 else 2
-        return f"{self.rate:,.{digits}f} {self.unit}/s"
+        """Per second, or per hour where that is less than 0.1; "" where nothing has been done yet."""
+        if self.rate <= 0:
+            return ""
+        rate, time_unit = (self.rate, "s") if self.rate >= 0.1 else (3600 * self.rate, "h")
+        digits = 0 if rate >= 100 else 1 if rate >= 1 else 2
+        return f"{rate:,.{digits}f} {self.unit}/{time_unit}"
 
     def _print_line(self) -> None:
         parts = [f"{self.done:,} {self.unit}", self._rate_text()]
@@ -91,6 +95,6 @@ class Progress:
             parts[0] = f"{self.done:,}/{self.total:,} {self.unit} ({100 * self.done / self.total:.0f}%)"
             if self.done < self.total and self.rate > 0:
                 parts.append(f"{timedelta(seconds=round((self.total - self.done) / self.rate))} left")
-        parts += [self.status] if self.status else []
-        print(f"{self.label}: {', '.join(parts)}", file=self._stream, flush=True)
+        parts.append(self.status)
+        print(f"{self.label}: {', '.join(filter(None, parts))}", file=self._stream, flush=True)
         self._last_line, self._printed = time.monotonic(), self.done
