@@ -60,6 +60,17 @@ def test_a_run_keeps_the_precision_that_it_was_begun_with(
         assert config["training"]["dtype"] == ("bfloat16" if has_instructions else "float32")
 
 
+def test_a_run_whose_settings_say_auto_goes_on(run: Any, tmp_path: Path, words: list[object]) -> None:
+    """As they do when someone has changed config.json by hand."""
+    run(*words)
+    file = tmp_path / "run" / "config.json"
+    config = json.loads(file.read_text())
+    config["training"]["dtype"] = "auto"
+    file.write_text(json.dumps(config))
+    run("train", "--resume", tmp_path / "run", "--training.steps", "3")
+    assert json.loads(file.read_text())["training"]["dtype"] in ("bfloat16", "float32")
+
+
 def test_a_run_goes_on_with_the_settings_of_its_folder(run: Any, tmp_path: Path, words: list[object]) -> None:
     out = tmp_path / "run"
     run(*words)

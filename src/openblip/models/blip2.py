@@ -222,7 +222,8 @@ class Blip2(ModelWithHeads):
         self, visual: Tensor, examples: ShownExamples | None = None, images_per_sequence: int = 1
     ) -> Iterator[Tensor]:
         """What stands before R texts for their images, after examples: the visual prompts (R, Q, Dl), or in a model
-        with gated layers, which attend to these as long as the context is open, a tag (R, 1, Dl).
+        with gated layers, which attend to these as long as the context is open, a tag (R, 1, Dl). images_per_sequence:
+        as in `predict_text`.
         """
         if self.config.gated is not None:
             model = self.require_language().model

@@ -68,7 +68,8 @@ class Gating(nn.Module):
     ) -> Iterator[Tensor]:
         """Let a decoder of transformers attend to images, and give the visual prompts that its texts stand behind.
 
-        visual: (R, Q, Dl), of the image of each text. Raises ConfigError for a model that is no decoder.
+        visual: (R, Q, Dl), of the image of each text. images_per_sequence: how many texts after one another, each with
+        its image, the model reads as one. Raises ConfigError for a model that is no decoder.
         """
         layers = _layers_of(model)
         prompts, num_tokens = self.tags(len(visual)), visual.shape[1]

@@ -86,14 +86,13 @@ class PackedLinear(FrozenLinear):
 
 class Int8Linear(FrozenLinear):
     """With weights of 8 bits, a scale for each output, and inputs that are rounded to 8 bits as they come, with a scale
-    for each row (a token), so that a row's result does not depend on the rows beside it. Without VNNI among its
-    instructions a processor adds two products in 16 bits, which do not hold them, so the weights have 7 bits there.
+    for each row (a token), so that a row's result does not depend on the rows beside it.
     """
 
     def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
         """weight: (O, I), of any floating dtype; bias: (O,) or None."""
         wide = weight.detach().float()
-        scale = wide.abs().amax(dim=1).clamp_min(SMALLEST_SCALE) / (127 if torch.cpu._is_vnni_supported() else 63)
+        scale = wide.abs().amax(dim=1).clamp_min(SMALLEST_SCALE) / WEIGHT_RANGE
         integers = (wide / scale[:, None]).round_().to(torch.int8).contiguous()
         super().__init__(torch.ops.onednn.qlinear_prepack(integers, None), bias)
         self.scale = nn.Parameter(scale, requires_grad=False)  # (O,)
@@ -119,6 +118,8 @@ class Int8Linear(FrozenLinear):
 
 
 SMALLEST_SCALE = 1e-30
+WEIGHT_RANGE = 127 if torch.cpu._is_vnni_supported() else 63
+"""The largest integer of a weight: without VNNI a processor adds two products in 16 bits, which overflow above 63."""
 ROW_RANGE = 126
 """The largest integer of a row: 127 could be exceeded where the scale is rounded to bfloat16."""
 ZERO_POINT = 128

@@ -262,7 +262,7 @@ class TrainingJob(AblationJob):
 
         if (saved := RunFolder(self.folder).read_config()) is None:
             return []
-        earlier = with_settings(self.run, saved)
+        earlier = with_settings(self.run, saved).in_precision()
         before = asdict(earlier)
         root_then, root_now = (str(Path(out).parents[1]) for out in (before["out"], self.folder))
         moved = json.loads(json.dumps(before).replace(root_then, root_now))

@@ -166,7 +166,9 @@ class Run(ABC):
 
         if self.training.dtype != "auto":
             return self
-        dtype = before.training.dtype if before else "bfloat16" if has_bfloat16(training_device()) else "float32"
+        dtype = "auto" if before is None else before.training.dtype
+        if dtype == "auto":  # no run before, or one whose config.json was changed by hand
+            dtype = "bfloat16" if has_bfloat16(training_device()) else "float32"
         return replace(self, training=replace(self.training, dtype=dtype))
 
     def train(self, resume: bool = False) -> bool:

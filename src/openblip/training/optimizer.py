@@ -39,7 +39,8 @@ def describe_change(step: int, before: TrainingConfig, now: TrainingConfig) -> s
 
 class Float32Muon(torch.optim.Muon):
     """Muon for trainings in float32: torch's own orthogonalises in bfloat16 always, which a processor without
-    instructions for it does twenty times more slowly. Updates have the size of AdamW's ("match_rms_adamw").
+    instructions for it does twenty times more slowly. Updates always have the size of AdamW's ("match_rms_adamw"), and
+    the momentum is always Nesterov's.
     """
 
     @torch.no_grad()
@@ -58,7 +59,10 @@ class Float32Muon(torch.optim.Muon):
 
 
 def orthogonalised(matrix: Tensor, coefficients: tuple[float, float, float]) -> Tensor:
-    """The nearest matrix whose singular values are about 1, by five Newton-Schulz iterations of degree five."""
+    """The matrix (O, I) with all its singular values brought near 1, by five Newton-Schulz iterations of degree five.
+
+    Source: Muon (Jordan et al. 2024); coefficients: the three of the polynomial.
+    """
     is_tall, (a, b, c) = matrix.shape[0] > matrix.shape[1], coefficients
     x = matrix.T if is_tall else matrix
     x = x / x.norm().clamp(min=1e-7)
